@@ -1,0 +1,9 @@
+"""CeRA: Capacity-enhanced Rank Adaptation, and a framework to train, inspect and compare adapters.
+
+Importing this package makes CeRA a PEFT method like any other (``peft.get_peft_model(model, cera.CeraConfig())``).
+"""
+
+from cera.adapters import CeraConfig, CeraLayer, CeraModel
+
+__version__ = "0.1.0"
+__all__ = ["CeraConfig", "CeraLayer", "CeraModel", "__version__"]

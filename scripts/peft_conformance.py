@@ -104,6 +104,10 @@ def main() -> int:
         insert_after(custom, "TEST_CASES = [", CUSTOM_CASES)
         insert_after(custom, "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES = [", MULTIPLE_ACTIVE_CASES)
         insert_after(custom, "MIXED_ADAPTER_TEST_CASES = [", MIXED_BATCH_CASES)
+        mixed = 'if config_cls != LoraConfig:\n            pytest.skip("Mixed adapter'
+        decoder.write_text(
+            decoder.read_text().replace(mixed, mixed.replace("!= LoraConfig", "not in (LoraConfig, cera.CeraConfig)"))
+        )
         insert_after(decoder, "ALL_CONFIGS = [", DECODER_CASES)
         source = decoder.read_text()
         start = source.index("PEFT_DECODER_MODELS_TO_TEST = [")

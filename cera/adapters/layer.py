@@ -1,7 +1,7 @@
 """The CeRA branch around one linear layer (paper Section 3.1, Eq. 2)."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
@@ -30,7 +30,9 @@ class CeraLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, r: int, config: CeraConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self.in_features: int
+        self.out_features: int
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         self.cera_up = nn.ModuleDict()
@@ -58,7 +60,7 @@ class CeraLayer(nn.Module, BaseTunerLayer):
 
     def reset_cera_parameters(self, adapter_name: str, init_weights: bool) -> None:
         """``W_up`` uniform in +-1/sqrt(in), as ``nn.Linear`` and LoRA's A; ``W_down`` zero (or alike if not)."""
-        up, down = self.cera_up[adapter_name].weight, self.cera_down[adapter_name].weight
+        up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.cera_up, self.cera_down))
         # Under ZeRO-3 the parameters may be partitioned already: writing to a placeholder would be lost in silence.
         with gather_params_ctx([up, down]):
             nn.init.kaiming_uniform_(up, a=math.sqrt(5))
@@ -75,10 +77,11 @@ class CeraLayer(nn.Module, BaseTunerLayer):
             adapter_name: Which adapter.
 
         Returns:
-            (..., out_features), in the dtype of the adapter's weights.
+            (..., out_features), in the dtype of the adapter's weights, or autocast's.
         """
-        up = self.cera_up[adapter_name]
-        x = self._cast_input_dtype(x, up.weight.dtype)
+        up = cast(nn.Linear, self.cera_up[adapter_name])
+        if not torch.is_autocast_enabled(x.device.type):  # which casts by itself, without the way through fp32
+            x = self._cast_input_dtype(x, up.weight.dtype)
         latent = self.cera_dropout[adapter_name](self.cera_activation[adapter_name](up(x)))
         return self.cera_down[adapter_name](latent) * self.scaling[adapter_name]
 

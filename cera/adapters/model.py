@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -21,9 +21,9 @@ class CeraModel(BaseTuner):
     prefix = "cera_"
     tuner_layer_cls = CeraLayer
     # Queries and values in every architecture PEFT knows, which is the paper's choice for Llama (Section 3.1).
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # the config is always this tuner's own
         self,
         peft_config: CeraConfig,
         adapter_name: str,
@@ -33,12 +33,12 @@ class CeraModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        pattern = get_pattern_key(peft_config.rank_pattern.keys(), current_key)
+        pattern = get_pattern_key(list(peft_config.rank_pattern), current_key)
         r = peft_config.rank_pattern.get(pattern, peft_config.r)
         if isinstance(target, CeraLayer):
             target.update_layer(adapter_name, r, peft_config)
             return
-        base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if not isinstance(base, nn.Linear | Conv1D):
             raise ValueError(
                 f"CeraConfig.target_modules matches {current_key!r}, a {type(base).__name__}. CeRA adapts "

@@ -1,0 +1,79 @@
+"""One progress bar for the whole of training, in optimizer steps: loss, perplexity, tokens/s, time left."""
+
+import sys
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks.progress import ProgressBar
+from tqdm import tqdm
+
+
+class Progress(ProgressBar):
+    """Lightning's bars count the batches of an epoch, which a stream does not know; this one counts the run's steps.
+
+    Args:
+        refresh: Seconds between updates, and (30 times that) between lines when the output is not a terminal.
+    """
+
+    def __init__(self, refresh: float = 1.0) -> None:
+        super().__init__()
+        self.refresh = refresh
+        self._bar: tqdm | None = None
+        self._tokens = 0
+        self._seconds = 0.0
+        self._started = 0.0
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Called by the trainer on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """The opposite of ``disable``."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step the run stands at."""
+        if self._enabled:
+            total = pl_module._total_steps()  # type: ignore[operator]
+            wait = self.refresh if sys.stdout.isatty() else 30 * self.refresh
+            self._bar = tqdm(
+                total=total, initial=trainer.global_step, desc="train", unit="step", file=sys.stdout, mininterval=wait,
+                dynamic_ncols=True, maxinterval=2 * wait,
+            )  # fmt: skip
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock: time spent in validation is not counted in tokens/s."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance the bar when the optimizer has stepped."""
+        self._tokens += batch["n_tokens"]
+        self._seconds += time.perf_counter() - self._started
+        if self._bar is not None and trainer.global_step > self._bar.n:
+            shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if "/" in k}
+            speed = {"tokens/s": f"{self.tokens_per_second * trainer.world_size:.0f}"}
+            self._bar.set_postfix({**shown, **speed}, refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens (padding not counted) per second of training on this rank, since the start of this process."""
+        return self._tokens / self._seconds if self._seconds else float("nan")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the error stands on a line of its own."""
+        self.on_train_end(trainer, pl_module)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print without tearing the bar."""
+        tqdm.write(" ".join(map(str, args)), file=sys.stdout)

@@ -1,0 +1,75 @@
+"""What a person wants to know when training is over, in a dozen lines."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from callbacks.progress import Progress
+from cera.evaluation import generate
+
+
+class Summary(Callback):
+    """Prints, at the end of a fit: perplexity before and after, sizes, paths, and one answer before and after.
+
+    Args:
+        run_dir: The run directory.
+        max_new_tokens: Longest answer shown, in tokens; 0 shows none.
+    """
+
+    def __init__(self, run_dir: str | Path, max_new_tokens: int = 160) -> None:
+        self.run_dir = Path(run_dir)
+        self.max_new_tokens = max_new_tokens
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print the summary on the first rank."""
+        seconds = time.perf_counter() - self._started
+        examples = self._examples(trainer, pl_module)  # ZeRO-3 needs every rank for a forward
+        if trainer.is_global_zero:
+            lines = [*self._lines(trainer, pl_module, seconds), *examples]
+            print("\n" + "\n".join(lines) + "\n", flush=True)
+
+    def _lines(self, trainer: Trainer, module: Any, seconds: float) -> list[str]:
+        final = trainer.callback_metrics.get("val/perplexity")
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in module.trainable().values())
+        every = sum(getattr(p, "ds_numel", p.numel()) for p in module.model.parameters())
+        base, last = (f"{p:.3f}" if p is not None else "not measured" for p in (module.base_perplexity, final))
+        rows = [
+            ("perplexity", f"{base} (base) -> {last}, on the held-out rows"),
+            ("trainable", f"{trained:,} parameters, {100 * trained / every:.2f}% of {every:,}"),
+            ("steps", f"{trainer.global_step}, in {seconds / 60:.1f} minutes{self._speed(trainer)}"),
+            ("adapter", str(self.run_dir / "adapter")),
+            ("logs", f"tensorboard --logdir {self.run_dir}"),
+        ]
+        return [f"{name:<12}{value}" for name, value in rows]
+
+    @staticmethod
+    def _speed(trainer: Trainer) -> str:
+        bar = trainer.progress_bar_callback
+        return f", {bar.tokens_per_second * trainer.world_size:.0f} tokens/s" if isinstance(bar, Progress) else ""
+
+    def _examples(self, trainer: Trainer, module: Any) -> list[str]:
+        if not self.max_new_tokens or trainer.datamodule is None:  # type: ignore[attr-defined]
+            return []
+        stream = trainer.datamodule.validation_stream  # type: ignore[attr-defined]
+        messages = next(filter(None, (stream.dataset.parse(raw) for _, raw, _ in stream.rows(0, None))), None)
+        if messages is None:
+            return []
+        prompt = stream.encoder.render(messages[:-1], add_generation_prompt=True)
+        with module.model.disable_adapter():
+            before = generate(module.model, stream.encoder.tokenizer, prompt, self.max_new_tokens)
+        after = generate(module.model, stream.encoder.tokenizer, prompt, self.max_new_tokens)
+        parts = {
+            "problem": messages[-2]["content"],
+            "reference": messages[-1]["content"],
+            "base": before,
+            "adapter": after,
+        }
+        return [f"\n--- {name} ---\n{text.strip()}" for name, text in parts.items()]

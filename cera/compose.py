@@ -1,0 +1,44 @@
+"""Configuration files that are put together from others.
+
+A YAML file may begin with ``include: [other.yaml, ...]``, paths relative to itself. The included files are merged in
+order and the file's own keys on top: mappings key by key, anything else replaced. A mapping whose ``class_path``
+changes is replaced as a whole, since its ``init_args`` belonged to another class.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def compose(path: str | Path) -> dict[str, Any]:
+    """Read ``path`` with everything it includes.
+
+    Raises:
+        ValueError: A file is missing, is no mapping, or includes itself; the message gives the chain of files.
+    """
+    return _compose(Path(path), ())
+
+
+def _compose(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
+    chain = " -> ".join(str(p) for p in (*including, path))
+    if path.resolve() in {p.resolve() for p in including}:
+        raise ValueError(f"configuration includes itself: {chain}")
+    if not path.is_file():
+        raise ValueError(f"no such configuration: {chain}")
+    own = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"configuration is not a mapping of keys to values: {chain}")
+    merged: dict[str, Any] = {}
+    for name in own.pop("include", []):
+        merged = merge(merged, _compose(path.parent / name, (*including, path)))
+    return merge(merged, own)
+
+
+def merge(base: Any, over: Any) -> Any:
+    """``over`` on top of ``base``."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    if "class_path" in over and over["class_path"] != base.get("class_path"):
+        return over
+    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in over.items()}}

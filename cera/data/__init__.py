@@ -1,0 +1,24 @@
+"""Datasets, chat rendering, packing, and the resumable stream of batches."""
+
+from cera.data.chat import ChatEncoder, Document, TemplateError
+from cera.data.datamodule import ChatData
+from cera.data.datasets import GSM8K, ChatDataset, DataError, GSMSymbolic, MathInstruct, SlimOrca
+from cera.data.packing import Packer, collate
+from cera.data.stream import BatchStream, ShuffledRows
+
+__all__ = [
+    "BatchStream",
+    "ChatData",
+    "ChatDataset",
+    "ChatEncoder",
+    "DataError",
+    "Document",
+    "GSM8K",
+    "GSMSymbolic",
+    "MathInstruct",
+    "Packer",
+    "ShuffledRows",
+    "SlimOrca",
+    "TemplateError",
+    "collate",
+]

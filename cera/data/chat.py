@@ -1,0 +1,126 @@
+"""From messages to tokens: the tokenizer's own chat template, and a label on every token of an answer."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Message = dict[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": ...}``, as chat templates take it."""
+
+IGNORE = -100
+"""Label of a token that carries no loss (the value ``torch.nn.functional.cross_entropy`` ignores by default)."""
+
+FALLBACK_TEMPLATE = """\
+{%- for message in messages -%}
+{{ '### ' + message['role'].capitalize() + ':\\n' + message['content'] | trim }}
+{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif -%}"""
+"""For base models without a chat template (Llama-3-8B): headings in plain text, EOS after each answer."""
+
+
+class TemplateError(ValueError):
+    """The chat template cannot be used to tell answers from prompts."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenized conversation.
+
+    Attributes:
+        input_ids: Token ids, length n.
+        labels: The same ids where the token belongs to an answer, ``IGNORE`` elsewhere, length n.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def n_labels(self) -> int:
+        """How many tokens carry loss."""
+        return sum(label != IGNORE for label in self.labels)
+
+
+def check_messages(messages: Any) -> list[Message]:
+    """Return ``messages`` if they are a conversation with an answer to learn from, else raise ``ValueError``."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("the conversation is empty")
+    for message in messages:
+        if message.get("role") not in ("system", "user", "assistant"):
+            raise ValueError(f"unknown role {message.get('role')!r}; expected system, user or assistant")
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"the content of a {message['role']} turn is {type(message.get('content')).__name__}")
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("no assistant turn")
+    if not all(answer.strip() for answer in answers):
+        raise ValueError("an assistant turn is empty")
+    return messages
+
+
+class ChatEncoder:
+    """Renders conversations with a tokenizer's chat template and marks the answers' tokens.
+
+    An answer's span runs from the end of the generation prompt to the end of the turn, its end-of-turn token
+    included, so that the model learns to stop. The whole text is tokenized once and characters are mapped to
+    tokens by offsets: no token is split differently because of where a turn ends.
+
+    Args:
+        tokenizer: A fast transformers tokenizer. ``FALLBACK_TEMPLATE`` is set on it if it has no template.
+        max_length: Longest document in tokens.
+        overlong: What happens to a longer one: ``"truncate"`` keeps its first ``max_length`` tokens, ``"drop"``
+            leaves it out. A document that has no labelled token (left) is always left out.
+
+    Raises:
+        TemplateError: The tokenizer has no offsets (is not a fast one).
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, overlong: Literal["truncate", "drop"] = "truncate") -> None:
+        if not tokenizer.is_fast:
+            raise TemplateError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = FALLBACK_TEMPLATE
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.overlong = overlong
+
+    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation as the model reads it."""
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    def answer_spans(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered text, and (start, end) of each answer in its characters."""
+        text = self.render(messages)
+        spans = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt, turn = self.render(messages[:i], add_generation_prompt=True), self.render(messages[: i + 1])
+            if not (turn.startswith(prompt) and text.startswith(turn.rstrip())):
+                raise TemplateError(
+                    "The chat template renders a turn differently once others follow it, so answers cannot be "
+                    "found in the text. Use a template in which each turn is rendered by itself."
+                )
+            spans.append((len(prompt), len(turn.rstrip())))
+        return text, spans
+
+    def __call__(self, messages: list[Message]) -> Document | None:
+        """Encode one conversation; ``None`` where the length policy leaves it out."""
+        text, spans = self.answer_spans(messages)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        if len(ids) > self.max_length and self.overlong == "drop":
+            return None
+        ids, offsets = ids[: self.max_length], offsets[: self.max_length]
+        labels = [IGNORE] * len(ids)
+        span = 0
+        for i, (start, end) in enumerate(offsets):
+            while span < len(spans) and start >= spans[span][1]:
+                span += 1
+            if span < len(spans) and start >= spans[span][0] and end > start:
+                labels[i] = ids[i]
+        labels[0] = IGNORE  # nothing comes before it to predict it from
+        document = Document(ids, labels)
+        return document if document.n_labels else None

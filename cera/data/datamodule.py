@@ -1,0 +1,171 @@
+"""The DataModule: a dataset, its held-out rows, a tokenizer, and two streams of batches."""
+
+import copy
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from cera.backbone import load_tokenizer
+from cera.data.chat import ChatEncoder
+from cera.data.datasets import ChatDataset
+from cera.data.stream import BatchStream, ShuffledRows
+
+SPLIT_SEED = 0
+"""Seed of the held-out rows. Not the run's: every run of a study is validated on the same rows."""
+
+
+class ChatData(LightningDataModule):
+    """Conversations as packed batches for a causal language model.
+
+    Args:
+        dataset: The training set.
+        tokenizer: What ``model.base`` names (a configuration links the two).
+        validation: A set of its own for validation; ``None`` holds rows of ``dataset`` out.
+        validation_rows: How many rows are held out: a fixed random choice from a set with random access, the first
+            rows of a stream. With ``validation`` given, how many of its rows are used (0: all).
+        batch_size: Rows of ``max_length`` tokens (or documents, without packing) per device and micro-batch.
+        max_length: Longest document, and length of a pack, in tokens.
+        overlong: Longer documents are cut to their first ``max_length`` tokens, or dropped.
+        packing: Put several documents into one row, with positions and attention apart.
+        shuffle_buffer: Rows in a block of a stream that is shuffled at a time.
+        max_malformed: Share of malformed rows, in [0, 1], past which reading stops with an error.
+        seed: Seed of the order of rows.
+        num_workers: Processes that read and tokenize ahead of training; 0 does so in the training process. Each
+            reads the whole stream, so one is enough unless a batch takes longer to tokenize than to train on.
+
+    Raises:
+        ValueError: A number is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        dataset: ChatDataset,
+        tokenizer: str,
+        validation: ChatDataset | None = None,
+        validation_rows: int = 200,
+        batch_size: int = 4,
+        max_length: int = 512,
+        overlong: Literal["truncate", "drop"] = "truncate",
+        packing: bool = True,
+        shuffle_buffer: int = 10_000,
+        max_malformed: float = 0.01,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("max_length", max_length, 2),
+            ("shuffle_buffer", shuffle_buffer, 1),
+            ("num_workers", num_workers, 0),
+            ("validation_rows", validation_rows, 0 if validation else 1),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {value}.")
+        if not 0 <= max_malformed <= 1:
+            raise ValueError(f"data.max_malformed must be in [0, 1], got {max_malformed}.")
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+        self.validation = validation
+        self.validation_rows = validation_rows
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.overlong = overlong
+        self.packing = packing
+        self.shuffle_buffer = shuffle_buffer
+        self.max_malformed = max_malformed
+        self.seed = seed
+        self.num_workers = num_workers
+        self.train_stream: BatchStream | None = None
+        self.validation_stream: BatchStream | None = None
+
+    def check(self) -> None:
+        """Raise ``DataError`` for what can be told of the data without the network or a model."""
+        for dataset in (self.dataset, self.validation):
+            if dataset is not None:
+                dataset.check()
+
+    def setup(self, stage: str = "fit") -> None:
+        """Open the datasets and build the streams, for any stage."""
+        if self.train_stream is not None:
+            return
+        encoder = ChatEncoder(load_tokenizer(self.tokenizer), self.max_length, self.overlong)
+        train, held_out = self._split()
+        self.train_stream = self._stream(self.dataset, ShuffledRows(train, self.seed, self.shuffle_buffer), encoder)
+        order = ShuffledRows(held_out, None, self.shuffle_buffer)
+        self.validation_stream = self._stream(self.validation or self.dataset, order, encoder)
+        self.validation_stream.accumulate = 1
+        self.train_stream.accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
+
+    def _split(self) -> tuple[Any, Any]:
+        """(training rows, held-out rows), which share none."""
+        rows, n = self.dataset.load(), self.validation_rows
+        if self.validation is not None:
+            held_out = self.validation.load()
+            return rows, held_out.take(n) if n else held_out
+        if not isinstance(rows, datasets.Dataset):
+            return rows.skip(n), rows.take(n)
+        if n >= len(rows):
+            raise ValueError(f"data.validation_rows={n} leaves nothing to train on: the dataset has {len(rows)} rows.")
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
+        return rows.select(np.sort(order[n:])), rows.select(np.sort(order[:n]))
+
+    def _stream(self, dataset: ChatDataset, rows: ShuffledRows, encoder: ChatEncoder) -> BatchStream:
+        return BatchStream(
+            dataset,
+            rows,
+            encoder,
+            self.batch_size,
+            self.packing,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            max_malformed=self.max_malformed,
+        )
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in the first epoch, by tokenizing all of it.
+
+        Raises:
+            ValueError: The dataset is a stream, whose length is not known.
+        """
+        self.setup()
+        assert self.train_stream is not None
+        if not isinstance(self.train_stream.rows.rows, datasets.Dataset):
+            raise ValueError("trainer.max_steps must be set: the length of a streamed dataset is not known beforehand.")
+        stream = copy.copy(self.train_stream)
+        return sum(1 for _ in stream.steps({**stream.position, "epoch": 0}))
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of this rank, from where the stream stands."""
+        return self._loader(self.train_stream)
+
+    def val_dataloader(self) -> DataLoader:
+        """This rank's share of the held-out rows, in order."""
+        return self._loader(self.validation_stream)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def _loader(self, stream: BatchStream | None) -> DataLoader:
+        assert stream is not None, "setup() comes first"
+        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Note the position of a training batch as it is handed to the step; batches read ahead do not count."""
+        position = batch.pop("position")
+        if self.trainer is not None and self.trainer.training and self.train_stream is not None:
+            self.train_stream.position = position.state
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stream stands. It is the same on every rank."""
+        assert self.train_stream is not None
+        return {"position": self.train_stream.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from ``state_dict``, on any number of ranks and workers."""
+        self.setup()
+        assert self.train_stream is not None
+        self.train_stream.position = state_dict["position"]

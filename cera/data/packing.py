@@ -1,0 +1,95 @@
+"""Packing documents into rows of a fixed length, and rows into a batch, without cross-contamination.
+
+Every document starts at position 0 again. transformers' attention masks read such positions (with no
+``attention_mask`` given) as separate sequences, in SDPA and eager as a block-diagonal mask and in FlashAttention as
+variable-length sequences; so padding is just one more document, without labels.
+"""
+
+from typing import Any
+
+import torch
+
+from cera.data.chat import IGNORE, Document
+
+Pack = list[Document]
+
+
+class Packer:
+    """Online best-fit bin packing.
+
+    A document goes into the open pack it fills best. When more than ``max_open`` are open, the fullest is closed.
+
+    Args:
+        max_length: Tokens in a pack.
+        max_open: How many packs may be open at a time; with 1 documents are packed in order.
+    """
+
+    def __init__(self, max_length: int, max_open: int) -> None:
+        self.max_length = max_length
+        self.max_open = max_open
+        self.open: list[Pack] = []
+
+    def add(self, document: Document) -> Pack | None:
+        """Put ``document`` somewhere; returns the pack that was closed for it, if one was."""
+        room = self.max_length - len(document)
+        fitting = [pack for pack in self.open if _tokens(pack) <= room]
+        if fitting:
+            max(fitting, key=_tokens).append(document)
+        else:
+            self.open.append([document])
+        return self._close() if len(self.open) > self.max_open else None
+
+    def _close(self) -> Pack:
+        fullest = max(range(len(self.open)), key=lambda i: _tokens(self.open[i]))
+        return self.open.pop(fullest)
+
+    def flush(self) -> list[Pack]:
+        """Close and return all open packs, fullest first."""
+        return [self._close() for _ in range(len(self.open))]
+
+
+def _tokens(pack: Pack) -> int:
+    return sum(len(document) for document in pack)
+
+
+def collate(packs: list[Pack], pad_token_id: int) -> dict[str, Any]:
+    """Rows of one batch, padded to the longest.
+
+    Args:
+        packs: One or more packs; a pack may be empty (a rank without data in the last step of an epoch).
+        pad_token_id: Any valid token id.
+
+    Returns:
+        ``input_ids``, ``labels`` and ``position_ids``, each (len(packs), longest) int64, and ``n_tokens``, the
+        number of tokens that are not padding.
+    """
+    length = max(1, *(_tokens(pack) for pack in packs))
+    input_ids = torch.full((len(packs), length), pad_token_id)
+    labels = torch.full((len(packs), length), IGNORE)
+    position_ids = torch.zeros((len(packs), length), dtype=torch.int64)
+    for row, pack in enumerate(packs):
+        start = 0
+        for document in pack:
+            end = start + len(document)
+            input_ids[row, start:end] = torch.tensor(document.input_ids)
+            labels[row, start:end] = torch.tensor(document.labels)
+            position_ids[row, start:end] = torch.arange(len(document))
+            start = end
+        position_ids[row, start:] = torch.arange(length - start)
+    n_tokens = sum(map(_tokens, packs))
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "n_tokens": n_tokens}
+
+
+def count_labels(packs: list[Pack]) -> int:
+    """Tokens of ``packs`` that carry loss."""
+    return sum(document.n_labels for pack in packs for document in pack)
+
+
+def dump_packs(packs: list[Pack]) -> list[Any]:
+    """Packs as plain lists, for a checkpoint."""
+    return [[(document.input_ids, document.labels) for document in pack] for pack in packs]
+
+
+def load_packs(state: list[Any]) -> list[Pack]:
+    """The inverse of ``dump_packs``."""
+    return [[Document(list(ids), list(labels)) for ids, labels in pack] for pack in state]

@@ -1,0 +1,247 @@
+"""The stream of training batches: shuffled, packed, sharded, and resumable at any step.
+
+There is one global stream, whatever the number of ranks and workers: each of them reads all of it and keeps its own
+share of the batches. Reading and tokenizing are cheap beside training a language model, and in return
+
+- no row is seen twice and none is lost, by construction;
+- the same seed gives the same global batches on any layout of ranks x accumulation;
+- one small, rank-independent state is enough to go on exactly, even on another number of ranks;
+- the loss can be weighted exactly, since every rank knows how many labelled tokens the whole step has.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cera.data.chat import ChatEncoder, Document
+from cera.data.datasets import ChatDataset, DataError
+from cera.data.packing import Pack, Packer, collate, count_labels, dump_packs, load_packs
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""How many malformed rows are shown."""
+ENOUGH_ROWS = 100
+"""The share of malformed rows is judged from here on, and at the end of the epoch."""
+
+
+@dataclass
+class Position:
+    """Where the stream stands after a batch. Wrapped in a class so that it is not moved to a GPU with the batch."""
+
+    state: dict[str, Any]
+
+
+class ShuffledRows:
+    """The rows of a dataset in a shuffled order that is a function of (seed, epoch), from any position.
+
+    A dataset with random access is permuted as a whole. A stream is read in blocks of ``buffer`` rows and each block
+    is permuted; its position is the source's own state at the start of the block and an offset in the block, so that
+    going on re-reads at most one block.
+
+    Args:
+        rows: The dataset.
+        seed: Seed of the order; ``None`` keeps the rows in order.
+        buffer: Rows in a block of a stream.
+    """
+
+    def __init__(self, rows: datasets.Dataset | datasets.IterableDataset, seed: int | None, buffer: int) -> None:
+        self.rows = rows
+        self.seed = seed
+        self.buffer = buffer
+
+    def __call__(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
+        """Yields (row number, row, position after the row), beginning at ``state``."""
+        if isinstance(self.rows, datasets.Dataset):
+            return self._permuted(epoch, state)
+        return self._in_blocks(epoch, state)
+
+    def _order(self, n: int, *key: int) -> list[int]:
+        if self.seed is None:
+            return list(range(n))
+        return np.random.default_rng((self.seed, *key)).permutation(n).tolist()
+
+    def _permuted(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
+        order = self._order(len(self.rows), epoch)
+        for offset in range(state["offset"] if state else 0, len(order)):
+            yield order[offset], self.rows[order[offset]], {"offset": offset + 1}
+
+    def _in_blocks(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
+        source = copy.deepcopy(self.rows)
+        state = state or {"source": None, "block": 0, "offset": 0}
+        if state["source"] is not None:
+            source.load_state_dict(copy.deepcopy(state["source"]))
+        reader = iter(source)
+        block, offset, start = state["block"], state["offset"], state["source"]
+        while rows := list(islice(reader, self.buffer)):
+            order = self._order(len(rows), epoch, block)
+            for i in range(offset, len(rows)):
+                after = {"source": start, "block": block, "offset": i + 1}
+                yield block * self.buffer + order[i], rows[order[i]], after
+            block, offset, start = block + 1, 0, copy.deepcopy(source.state_dict())
+
+
+class BatchStream(IterableDataset):
+    """Micro-batches of one rank, for ``DataLoader(batch_size=None)``. One pass is one epoch, or what is left of it.
+
+    A step of the optimizer takes ``batch_size * world_size * accumulate`` packs of the global stream. What the last
+    step of an epoch lacks is filled with empty packs, so that every rank makes every step.
+
+    Each item is the dict of ``collate`` and
+
+    - ``step_labels``: labelled tokens in the whole step, over all ranks and micro-batches;
+    - ``position``: a ``Position``, from which the stream goes on after this step.
+
+    Args:
+        dataset: Says how a raw row becomes messages.
+        rows: Order of the raw rows.
+        encoder: Says how messages become a document.
+        batch_size: Packs in a micro-batch of one rank.
+        packing: Whether several documents may share a pack; if not, every document is one.
+        accumulate: Micro-batches in an optimizer step.
+        rank, world_size: This process among all.
+        max_malformed: Share of malformed rows, in [0, 1], past which reading stops with a ``DataError``.
+    """
+
+    def __init__(
+        self,
+        dataset: ChatDataset,
+        rows: ShuffledRows,
+        encoder: ChatEncoder,
+        batch_size: int,
+        packing: bool = True,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        max_malformed: float = 0.01,
+    ) -> None:
+        self.dataset = dataset
+        self.rows = rows
+        self.encoder = encoder
+        self.batch_size = batch_size
+        self.packing = packing
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world_size = world_size
+        self.max_malformed = max_malformed
+        self.position: dict[str, Any] = start_of_epoch(0)
+
+    @property
+    def packs_per_step(self) -> int:
+        """Packs in an optimizer step, over all ranks."""
+        return self.batch_size * self.world_size * self.accumulate
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        mine, n_workers = _take_worker_info()
+        count = 0
+        before = self.position
+        for packs, after in self.steps(self.position):
+            step_labels = count_labels(packs)
+            for i in range(self.accumulate):
+                if count % n_workers == mine:
+                    start = (i * self.world_size + self.rank) * self.batch_size
+                    share = packs[start : start + self.batch_size] or [[]]
+                    batch: dict[str, Any] = collate(share, self.encoder.tokenizer.pad_token_id)
+                    batch["step_labels"] = step_labels
+                    batch["position"] = Position(after if i == self.accumulate - 1 else before)
+                    yield batch
+                count += 1
+            before = after
+
+    def steps(self, position: dict[str, Any]) -> Iterator[tuple[list[Pack], dict[str, Any]]]:
+        """The global stream: the packs of each step, and the position after it, to the end of the epoch.
+
+        Raises:
+            DataError: The epoch has nothing to train on, or too many malformed rows.
+        """
+        last = None
+        for packs, after in self._steps(position):
+            if last:
+                yield last
+            last = (packs, after)
+        if last:  # held back until here, to know that what follows is the next epoch
+            yield last[0], start_of_epoch(position["epoch"] + 1)
+
+    def _steps(self, position: dict[str, Any]) -> Iterator[tuple[list[Pack], dict[str, Any]]]:
+        epoch, row_state, counts = position["epoch"], position["rows"], dict(position["counts"])
+        packer = Packer(self.encoder.max_length, max_open=max(16, self.packs_per_step))
+        packer.open = load_packs(position["open"])
+        ready = load_packs(position["ready"])
+
+        def after() -> dict[str, Any]:
+            packs = {"open": dump_packs(packer.open), "ready": dump_packs(ready)}
+            return {"epoch": epoch, "rows": row_state, "counts": dict(counts), **packs}
+
+        for document, after_row in self._documents(epoch, row_state, counts):
+            row_state = after_row
+            pack = packer.add(document) if self.packing else [document]
+            if pack:
+                ready.append(pack)
+            if len(ready) == self.packs_per_step:
+                step, ready = ready, []
+                yield step, after()
+        self._check_malformed(counts)
+        ready += packer.flush()
+        if not ready and row_state is None:
+            raise DataError(
+                f"No row of {type(self.dataset).__name__} gave a document to train on: {counts['rows']} rows read, "
+                f"{counts['malformed']} malformed, {counts['left_out']} filtered out or without an answer in the "
+                f"first max_length={self.encoder.max_length} tokens."
+            )
+        while ready:
+            step, ready = ready[: self.packs_per_step], ready[self.packs_per_step :]
+            yield step, after()
+
+    def _documents(
+        self, epoch: int, row_state: dict[str, Any] | None, counts: dict[str, int]
+    ) -> Iterator[tuple[Document, dict[str, Any]]]:
+        for number, raw, after in self.rows(epoch, row_state):
+            counts["rows"] += 1
+            try:
+                messages = self.dataset.parse(raw)
+            except ValueError as error:
+                counts["malformed"] += 1
+                if self.rank == 0 and counts["malformed"] <= SHOWN:
+                    log.warning("skipped malformed row %d of %s: %s", number, type(self.dataset).__name__, error)
+                if counts["rows"] >= ENOUGH_ROWS:
+                    self._check_malformed(counts)
+                continue
+            document = self.encoder(messages) if messages is not None else None
+            if document is None:
+                counts["left_out"] += 1
+            else:
+                yield document, after
+
+    def _check_malformed(self, counts: dict[str, int]) -> None:
+        if counts["malformed"] > self.max_malformed * counts["rows"]:
+            raise DataError(
+                f"{counts['malformed']} of the first {counts['rows']} rows of {type(self.dataset).__name__} are "
+                f"malformed, more than data.max_malformed={self.max_malformed:g} allows."
+            )
+
+
+def _take_worker_info() -> tuple[int, int]:
+    """(worker, number of workers) of this DataLoader process; (0, 1) in the main process.
+
+    The information is taken away in the worker: ``datasets`` would read it too, and give each worker only some of
+    the source's shards, while here every worker reads the whole stream and keeps its share of the batches.
+    """
+    info = get_worker_info()
+    if info is None:
+        return 0, 1
+    torch.utils.data._utils.worker._worker_info = None  # type: ignore[attr-defined]
+    return info.id, info.num_workers
+
+
+def start_of_epoch(epoch: int) -> dict[str, Any]:
+    """The position at the beginning of ``epoch``."""
+    counts = {"rows": 0, "malformed": 0, "left_out": 0}
+    return {"epoch": epoch, "rows": None, "open": [], "ready": [], "counts": counts}

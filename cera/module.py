@@ -1,0 +1,325 @@
+"""The LightningModule: a frozen causal language model, one PEFT adapter, and the paper's training recipe."""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils.error import NoMatchingPeftModuleError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+
+import cera.adapters  # noqa: F401  # makes CeRA a PeftConfig like the others
+from cera.backbone import Quantization, build_skeleton, load_model, load_tokenizer
+from cera.checkpoint import CheckpointError
+from cera.data.chat import IGNORE
+from cera.evaluation import Perplexity, generate
+
+
+class CausalLM(LightningModule):
+    """Trains any PEFT adapter on any transformers causal language model.
+
+    The recipe is the paper's (App. A): AdamW, linear warm-up over the first ``warmup`` of the steps, then a cosine
+    to zero. The loss is the mean over the answer tokens of the whole optimizer step, over all ranks and accumulated
+    micro-batches; logits are computed only where there is a label.
+
+    Args:
+        base: The frozen model: hub id, local directory, GGUF file or ``package://`` (see ``cera.backbone``).
+        adapter: Any PEFT configuration.
+        learning_rate: Peak learning rate.
+        weight_decay: On matrices; vectors (norms, biases) never decay. The paper names none.
+        betas: Of AdamW.
+        warmup: Share of the steps, in [0, 1], over which the learning rate rises.
+        quantization: Keep the base in ``"nf4"`` or ``"int8"`` (bitsandbytes).
+        adapter_dtype: ``"float32"`` keeps the adapter's weights, gradients and optimizer state in fp32 when
+            ``trainer.precision`` is ``bf16-true``: master weights. Its products are computed in bf16 all the same,
+            under autocast. ``None`` gives the adapter the precision of the base. (bf16-mixed and 32-true have fp32
+            weights anyway; DeepSpeed keeps fp32 master weights itself.)
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        attn_implementation: transformers' name of the attention kernel; ``None`` lets it choose.
+        max_new_tokens: Longest answer of ``predict``, in tokens.
+
+    Raises:
+        ValueError: A number is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        adapter: PeftConfig,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup: float = 0.03,
+        quantization: Quantization | None = None,
+        adapter_dtype: Literal["float32"] | None = None,
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(learning_rate) and learning_rate > 0):
+            raise ValueError(f"model.learning_rate must be a positive number, got {learning_rate}.")
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise ValueError(f"model.weight_decay must be zero or more, got {weight_decay}.")
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"model.warmup is a share of the steps, in [0, 1], got {warmup}.")
+        self.base = base
+        self.adapter = adapter
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup = warmup
+        self.quantization = quantization
+        self.adapter_dtype = adapter_dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.max_new_tokens = max_new_tokens
+        self.strict_loading = False  # a checkpoint holds the adapter only; on_load_checkpoint checks that it is whole
+        self.model: PeftModel | None = None
+        self.perplexity = Perplexity()
+        self.base_perplexity: float | None = None
+        self._step_nll: float | Tensor = 0.0
+
+    # Building
+
+    def check(self) -> int:
+        """Put the adapter on a skeleton of the base, without weights, and count what would be trained.
+
+        Returns:
+            The number of trainable parameters.
+
+        Raises:
+            ValueError: The adapter does not fit the base; the message names the field and what would fit.
+        """
+        skeleton = build_skeleton(self.base)
+        try:
+            model = get_peft_model(skeleton, self._peft_config(), low_cpu_mem_usage=True)
+        except NoMatchingPeftModuleError as error:
+            linear = {n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
+            raise ValueError(
+                f"model.adapter.target_modules={getattr(self.adapter, 'target_modules', None)} matches nothing in "
+                f"{self.base}. Its linear modules are {', '.join(sorted(linear))}. ({error})"
+            ) from error
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def _peft_config(self) -> PeftConfig:
+        config = copy.deepcopy(self.adapter)
+        config.task_type = TaskType.CAUSAL_LM
+        return config
+
+    def configure_model(self) -> None:
+        """Load the base and put the adapter in; called once by the trainer, before weights are needed."""
+        if self.model is not None:
+            return
+        dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(self.trainer.precision, torch.float32)
+        loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
+        with loading():
+            base = load_model(self.base, dtype, self.quantization, self.attn_implementation)
+        fp32 = self.adapter_dtype == "float32"
+        self.model = get_peft_model(base, self._peft_config(), autocast_adapter_dtype=fp32)
+        # as the user names it, not the path of a converted copy in this machine's cache
+        self.model.peft_config["default"].base_model_name_or_path = self.base
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()  # transformers loads in eval mode, where dropout and checkpointing do nothing
+
+    def to(self, *args: Any, **kwargs: Any) -> "CausalLM":
+        """As ``nn.Module.to``, but ``bf16-true`` leaves the adapter in fp32 where asked, and the metric in fp64."""
+        super().to(*args, **kwargs)
+        self.perplexity.set_dtype(torch.float64)
+        if self.adapter_dtype == "float32":
+            for parameter in self.trainable().values():
+                parameter.data = parameter.data.float()
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, and so the ones in a checkpoint, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return load_tokenizer(self.base)
+
+    # The loss
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        """Logits of the adapted model: ``input_ids`` (batch, length) -> (batch, length, vocabulary)."""
+        assert self.model is not None
+        return self.model(input_ids=input_ids, **kwargs).logits
+
+    def answer_nll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of each labelled token, given what comes before it.
+
+        Args:
+            batch: ``input_ids``, ``labels`` and ``position_ids``, each (batch, length).
+
+        Returns:
+            fp32 losses in nats (n,), in the order of the labels, and the mask (batch, length - 1) of the positions
+            they are predicted from.
+        """
+        assert self.model is not None
+        targets = batch["labels"][:, 1:]
+        labelled = targets != IGNORE
+        with _logits_only_at(self.model, labelled), self._autocast():
+            logits = self(batch["input_ids"], position_ids=batch["position_ids"])
+        return F.cross_entropy(logits[0].float(), targets[labelled], reduction="none"), labelled
+
+    def _autocast(self) -> Any:
+        # fp32 master weights beside a bf16 base: the adapter's products run in bf16 like the base's
+        mixed = self.adapter_dtype == "float32" and self.trainer.precision == "bf16-true"
+        return torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
+
+    # Training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout by (seed, rank, step, micro-batch).
+
+        Whatever else draws random numbers (callbacks, validation, loaders) cannot change a run, and a resumed run
+        needs no state of a generator to go on as it would have.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        sequence = np.random.SeedSequence((seed, self.global_rank, self.trainer.global_step, micro_batch))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """This micro-batch's share of the mean loss over the answer tokens of the whole optimizer step."""
+        losses, _ = self.answer_nll(batch)
+        nll = losses.sum()
+        accumulate = self.trainer.accumulate_grad_batches
+        # gradients are averaged over ranks and micro-batches, whatever each one's number of tokens: undo that
+        per_token = self.trainer.world_size / batch["step_labels"]
+        self._step_nll += nll.detach().item() if self.trainer.world_size == 1 else nll.detach()
+        if (batch_idx + 1) % accumulate == 0:
+            sync = self.trainer.world_size > 1
+            self.log("train/loss", self._step_nll * per_token, prog_bar=True, sync_dist=sync)
+            self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self._step_nll = 0.0
+        return nll * per_token * accumulate * getattr(self.trainer.strategy, "extra_loss_scale", 1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW on the adapter; linear warm-up, then cosine (paper App. A)."""
+        trainable = self.trainable().values()
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate, betas=self.betas)
+        steps = self._total_steps()
+        schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(self.warmup * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps
+        return self.trainer.datamodule.steps_per_epoch() * self.trainer.max_epochs  # type: ignore[attr-defined]
+
+    # Validation, test, predict
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add a batch to the perplexity."""
+        losses, _ = self.answer_nll(batch)
+        self.perplexity.update(losses.sum(), losses.numel())
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the perplexity over the whole validation set and all ranks."""
+        perplexity = self.perplexity.compute()
+        self.perplexity.reset()
+        values = {"val/perplexity": perplexity, "val/loss": perplexity.log()}
+        if self.trainer.sanity_checking:
+            # the whole set, before the first step, when trainer.num_sanity_val_steps is -1: the base model itself
+            if self.trainer.num_sanity_val_steps == math.inf:
+                self.base_perplexity = perplexity.item()
+                self.trainer._logger_connector.log_metrics({k: v.float() for k, v in values.items()}, step=0)
+            return
+        self.log_dict({k: v.float() for k, v in values.items()}, prog_bar=True, rank_zero_only=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the perplexity over the test set."""
+        self.log("test/perplexity", self.perplexity.compute().float(), rank_zero_only=True)
+        self.perplexity.reset()
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, str]]:
+        """Greedy answers to the batch's prompts.
+
+        Returns:
+            For each document ``prompt``, ``answer`` (the model's) and ``reference`` (the dataset's).
+        """
+        assert self.model is not None
+        tokenizer = self.tokenizer
+        records = []
+        for ids, labels in _documents(batch):
+            answered = (labels != IGNORE).nonzero()
+            if not len(answered):
+                continue  # padding
+            prompt = tokenizer.decode(ids[: answered[0].item()])
+            answer = generate(self.model, tokenizer, prompt, self.max_new_tokens)
+            reference = tokenizer.decode(labels[labels != IGNORE], skip_special_tokens=True)
+            records.append({"prompt": prompt, "answer": answer, "reference": reference})
+        return records
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter only, and note what it belongs to."""
+        kept = self.trainable()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint["cera"] = {"identity": self._identity(), "base_perplexity": self.base_perplexity}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what is not a checkpoint of this base and adapter, with the reason."""
+        if "cera" not in checkpoint:
+            raise CheckpointError("not a checkpoint of this framework (it has no `cera` entry).")
+        theirs, ours = json.loads(checkpoint["cera"]["identity"]), json.loads(self._identity())
+        differing = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+        if differing:
+            each = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
+            raise CheckpointError(f"the checkpoint is of another run ({each}).")
+        weights = checkpoint.get("state_dict")  # DeepSpeed keeps the weights in files of its own, and checks them
+        if weights is not None and weights.keys() != self.trainable().keys():
+            missing = sorted(self.trainable().keys() - weights.keys())
+            raise CheckpointError(
+                f"the checkpoint lacks {len(missing)} of the adapter's weights, such as {missing[:1]}."
+            )
+        self.base_perplexity = checkpoint["cera"]["base_perplexity"]
+
+    def _identity(self) -> str:
+        """Base and adapter as sorted JSON: what must agree for weights and optimizer state to mean the same."""
+        settings = {k: sorted(v) if isinstance(v, set) else v for k, v in self._peft_config().to_dict().items()}
+        return json.dumps({**settings, "base": self.base}, sort_keys=True, default=str)
+
+
+@contextmanager
+def _logits_only_at(model: PeftModel, positions: Tensor) -> Iterator[None]:
+    """Let the head see only ``positions`` (batch, length - 1) of the hidden states (batch, length, hidden).
+
+    The head's output, and so the model's logits, becomes (1, n, vocabulary). Selecting at the head's input leaves
+    to the model whatever it does to its logits (scaling, soft-capping), and works for every architecture.
+    """
+    head = cast(PreTrainedModel, model.get_base_model()).get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, :-1][positions][None], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _documents(batch: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split packed rows at the positions that start again at 0; yields (ids, labels), each (n,)."""
+    for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+        starts = (positions == 0).nonzero().flatten().tolist()
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            yield ids[start:end], labels[start:end]

@@ -1,0 +1,82 @@
+"""What a run needs that this machine may not have, found out in seconds and before anything is loaded."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cera.backbone import PACKAGE
+
+INSTEAD = "configs/smol_cera.yaml runs on a CPU, without a hub: python train.py --config configs/smol_cera.yaml"
+
+
+class MissingRequirement(RuntimeError):
+    """The machine lacks something that the configuration asks for."""
+
+
+def check(config: Any) -> None:
+    """Look for a GPU, DeepSpeed, bitsandbytes, and access to the model and the dataset on the hub.
+
+    Args:
+        config: The parsed configuration of one subcommand (``model``, ``data``, ``trainer``).
+
+    Raises:
+        MissingRequirement: Names everything that is missing, and a configuration to use instead.
+    """
+    missing = [
+        *_hardware(config.trainer),
+        *_packages(config),
+        *_on_hub(config.model.base, "model", "config.json"),
+    ]
+    for dataset in (config.data.dataset, config.data.validation):
+        arguments = getattr(dataset, "init_args", None)
+        if arguments is not None and not arguments.get("data_files") and "/" in (arguments.get("path") or ""):
+            missing += _on_hub(arguments.path, "dataset", "README.md")
+    if missing:
+        raise MissingRequirement("this machine lacks:\n" + "".join(f"  - {m}\n" for m in missing) + INSTEAD)
+
+
+def _hardware(trainer: Any) -> list[str]:
+    wanted = trainer.accelerator
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        return [f"a CUDA GPU (trainer.accelerator={wanted}; this build of torch {torch.__version__} sees none)"]
+    return []
+
+
+def _packages(config: Any) -> list[str]:
+    strategy = config.trainer.strategy
+    name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+    wanted = {"deepspeed": "deepspeed" in name.lower(), "bitsandbytes": config.model.quantization is not None}
+    return [
+        f"the Python package {package}: pip install {package}"
+        for package, needed in wanted.items()
+        if needed and importlib.util.find_spec(package) is None
+    ]
+
+
+def _on_hub(repo: str, kind: str, file: str) -> list[str]:
+    """A line if ``repo`` cannot be read; a local path, a package's file or a copy in the cache need no hub."""
+    if repo.startswith(PACKAGE) or repo.endswith(".gguf") or Path(repo).exists():
+        return []
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    try:
+        hf_hub_download(repo, file, repo_type=kind, etag_timeout=5)
+    except HFValidationError:
+        return [f"the {kind} {repo!r}: neither a local directory nor a name on the Hugging Face hub"]
+    except GatedRepoError:
+        return [f"the licence of {repo}: accept it at {page}, then log in with `hf auth login`"]
+    except RepositoryNotFoundError:
+        return [f"the {kind} {repo}: the hub has none of that name, or it is private; try `hf auth login` ({page})"]
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        return [f"access to the Hugging Face hub, for the {kind} {repo} ({type(error).__name__}; {page})"]
+    return []

@@ -1,0 +1,132 @@
+"""DeepSpeed for Lightning, on GPUs and (over gloo) on CPUs, with CeRA's needs seen to."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor, nn
+
+from cera.checkpoint import CheckpointError, sync_directory, sync_tree
+
+
+class DeepSpeed(DeepSpeedStrategy):
+    """Lightning's DeepSpeed strategy, with these differences:
+
+    - it runs on CPU processes over gloo too (set ``DS_ACCELERATOR=cpu`` before torch is imported);
+    - under ZeRO-3 transformers loads the base partitioned, so that no rank holds all of it, and adapters are put in
+      outside of ``zero.Init``, where a partitioned weight could not be initialized;
+    - checkpoints hold the adapter only, and a directory is there only once it is whole.
+
+    DeepSpeed's own checkpoint files are pickles: go on only from checkpoints of your own.
+
+    Args:
+        stage: ZeRO stage, 0 to 3.
+        options: Anything else ``lightning.pytorch.strategies.DeepSpeedStrategy`` takes.
+    """
+
+    def __init__(self, stage: int = 2, **options: Any) -> None:
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(f"strategy.stage must be 0, 1, 2 or 3, got {stage}.")
+        options.setdefault("exclude_frozen_parameters", True)
+        options.setdefault("logging_batch_size_per_gpu", 1)  # for DeepSpeed's own throughput log only
+        super().__init__(stage=stage, **options)
+
+    # CPU
+
+    @property
+    def _on_cpu(self) -> bool:
+        return isinstance(self.accelerator, CPUAccelerator)
+
+    def setup_environment(self) -> None:
+        if not self._on_cpu:
+            super().setup_environment()
+            return
+        if os.environ.get("DS_ACCELERATOR") != "cpu":
+            raise RuntimeError("DeepSpeed on CPU needs the environment variable DS_ACCELERATOR=cpu.")
+        self._process_group_backend = "gloo"
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        if not self._on_cpu:
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", 0) if self._on_cpu else super().root_device
+
+    # Loading the base under ZeRO-3
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Nothing: ``base_loading_context`` partitions the base, DeepSpeed the adapter when the engine starts."""
+        self._init_config_if_needed()
+        yield
+
+    @contextmanager
+    def base_loading_context(self) -> Iterator[None]:
+        """While it lasts, transformers' ``from_pretrained`` partitions what it loads, if the stage is 3."""
+        if not self.zero_stage_3:
+            yield
+            return
+        from transformers.integrations import HfDeepSpeedConfig
+
+        # transformers holds only a weak reference: ZeRO-3 is off again for it when this goes
+        self._hf_config = HfDeepSpeedConfig(self.config)
+        yield
+
+    @property
+    def extra_loss_scale(self) -> int:
+        """Lightning and DeepSpeed each divide the loss by the number of accumulated micro-batches: undo one."""
+        return self.lightning_module.trainer.accumulate_grad_batches  # type: ignore[union-attr]
+
+    # Checkpoints
+
+    def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any = None) -> None:
+        """Write the directory ``filepath``: beside it first, then renamed."""
+        target = Path(self.broadcast(filepath))
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        if self.is_global_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, unfinished, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            sync_tree(unfinished)
+            if target.exists():
+                shutil.rmtree(target)
+            unfinished.rename(target)
+            sync_directory(target.parent)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        if not (Path(checkpoint_path) / "checkpoint").is_dir():
+            raise CheckpointError(f"{checkpoint_path} is not a whole DeepSpeed checkpoint directory.")
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+
+def gather(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Full copies on the CPU of parameters that ZeRO-3 may have partitioned. Every rank must call this.
+
+    Args:
+        parameters: By name.
+
+    Returns:
+        Tensors by the same names, in the parameters' dtype.
+    """
+    if not any(hasattr(p, "ds_id") for p in parameters.values()):
+        return {name: p.detach().cpu().clone() for name, p in parameters.items()}
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(list(parameters.values())):
+        return {name: p.detach().cpu().clone() for name, p in parameters.items()}

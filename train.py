@@ -23,13 +23,13 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional 
 
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from peft import PeftConfig
 
-from callbacks import AdapterFile, GracefulStop, Progress, RunRecord, Summary
+from callbacks import AdapterFile, Checkpoints, Progress, RunRecord, Summary
 from cera import preflight, run_directory
 from cera.backbone import BackboneError
 from cera.checkpoint import AtomicCheckpointIO, CheckpointError, newest_checkpoint
@@ -39,7 +39,10 @@ from cera.loggers import MetricsCSV
 from cera.module import CausalLM
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-set_parsing_settings(subclasses_enabled=[PeftConfig, ChatDataset])  # dataclasses, of which a configuration names one
+set_parsing_settings(
+    subclasses_enabled=[PeftConfig, ChatDataset],  # dataclasses, of which a configuration names one
+    omegaconf_absolute_to_relative_paths=True,  # ${model.base} means this subcommand's model
+)
 STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
 
 
@@ -72,7 +75,7 @@ class CLI(LightningCLI):
     """LightningCLI with composed files, late interpolation, run directories, and errors before expensive work."""
 
     run_dir: Path | None = None
-    graceful_stop: GracefulStop | None = None
+    checkpoints: Checkpoints | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """``omegaconf+`` resolves ``${...}`` after the overrides of the command line are in."""
@@ -84,7 +87,7 @@ class CLI(LightningCLI):
         parser.add_argument("--name", type=str, default="run", help="Name of the run.")
         parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
         parser.add_argument(
-            "--checkpoint_every", type=int, default=100, help="Steps between checkpoints; 0 writes one at the end."
+            "--checkpoint_every", type=int, default=100, help="Steps between checkpoints; 0 saves at the end only."
         )
         parser.link_arguments("model.base", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -113,14 +116,13 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks and loggers of a run directory to what the configuration names."""
         config = self.config_init[self.subcommand].trainer
-        extra = [Progress()]
+        extra: list[Callback] = [Progress()]
         if self.subcommand == "fit":
             assert self.run_dir is not None
-            checkpoints = self.run_dir / "checkpoints"
-            self.graceful_stop = GracefulStop(checkpoints)
-            extra += [RunRecord(self.run_dir), AdapterFile(self.run_dir), self.graceful_stop, Summary(self.run_dir)]
-            if config.enable_checkpointing is not False:
-                extra.append(self._checkpointing(checkpoints))
+            self.checkpoints = Checkpoints(
+                self.run_dir / "checkpoints", every=self.config[self.subcommand].checkpoint_every
+            )
+            extra += [RunRecord(self.run_dir), AdapterFile(self.run_dir), self.checkpoints, Summary(self.run_dir)]
             if config.logger in (None, True):
                 tensorboard = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
                 resume_from = step_of(self.config[self.subcommand].ckpt_path)
@@ -131,13 +133,6 @@ class CLI(LightningCLI):
         if not any(name in strategy.lower() for name in STRATEGIES_WITH_OWN_IO):
             kwargs["plugins"] = [*(config.plugins or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs, callbacks=[*extra, *(config.callbacks or [])])
-
-    def _checkpointing(self, folder: Path) -> ModelCheckpoint:
-        every = self.config[self.subcommand].checkpoint_every
-        newest = {"monitor": "step", "mode": "max", "save_top_k": 1, "filename": "{step}"}
-        if every:
-            return ModelCheckpoint(folder, every_n_train_steps=every, save_on_train_epoch_end=False, **newest)
-        return ModelCheckpoint(folder, save_on_train_epoch_end=True, **newest)
 
     def predict(self, **kwargs: Any) -> None:
         """Answer the held-out prompts; one JSON line each goes to ``predictions.jsonl`` and to the screen."""
@@ -174,8 +169,8 @@ def main(args: list[str]) -> int:
         return _refuse(error)
     except (BackboneError, CheckpointError, DataError, TemplateError) as error:
         return _refuse(error)
-    if cli.graceful_stop is not None and cli.graceful_stop.stopped_by is not None:
-        return 128 + cli.graceful_stop.stopped_by
+    if cli.checkpoints is not None and cli.checkpoints.stopped_by is not None:
+        return 128 + cli.checkpoints.stopped_by
     return 0
 
 

@@ -1,9 +1,9 @@
 """What a run shows and keeps. Thin: the measures are in ``cera``."""
 
 from callbacks.adapter_file import AdapterFile
-from callbacks.graceful_stop import GracefulStop
+from callbacks.checkpoints import Checkpoints
 from callbacks.progress import Progress
 from callbacks.run_record import RunRecord
 from callbacks.summary import Summary
 
-__all__ = ["AdapterFile", "GracefulStop", "Progress", "RunRecord", "Summary"]
+__all__ = ["AdapterFile", "Checkpoints", "Progress", "RunRecord", "Summary"]

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.checkpoints import Checkpoints
 from callbacks.progress import Progress
 from cera.evaluation import generate
 
@@ -30,6 +31,8 @@ class Summary(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary on the first rank."""
+        if any(isinstance(c, Checkpoints) and c.stopped_by for c in trainer.callbacks):  # type: ignore[attr-defined]
+            return
         seconds = time.perf_counter() - self._started
         examples = self._examples(trainer, pl_module)  # ZeRO-3 needs every rank for a forward
         if trainer.is_global_zero:

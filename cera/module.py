@@ -245,11 +245,11 @@ class CausalLM(LightningModule):
                 self.base_perplexity = perplexity.item()
                 self.trainer._logger_connector.log_metrics({k: v.float() for k, v in values.items()}, step=0)
             return
-        self.log_dict({k: v.float() for k, v in values.items()}, prog_bar=True, rank_zero_only=True)
+        self.log_dict({k: v.float() for k, v in values.items()}, prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the perplexity over the test set."""
-        self.log("test/perplexity", self.perplexity.compute().float(), rank_zero_only=True)
+        self.log("test/perplexity", self.perplexity.compute().float(), sync_dist=True)
         self.perplexity.reset()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, str]]:

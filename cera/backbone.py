@@ -141,8 +141,19 @@ def load_model(
         options["quantization_config"] = _quantization_config(quantization, dtype)
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     model = AutoModelForCausalLM.from_pretrained(locate(base), **options)
+    _keep_weights_differentiable(model)
     model.config.use_cache = False  # a cache is of no use in training, and checkpointed layers refuse it
     return model.requires_grad_(False)
+
+
+def _keep_weights_differentiable(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking nf4 weights on CPUs with AVX512-BF16 at the first forward in eval mode.
+
+    The repacked weights have no backward: any validation would silently cut the gradients of the layers below.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            CheckpointError: The file is missing, truncated, damaged, or holds more than tensors and plain data.
+            CheckpointError: The file is missing, truncated, damaged, foreign, or holds more than tensors and plain data.
         """
         path = Path(path)
         if not path.is_file():
@@ -58,8 +58,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise CheckpointError(
                 f"{path} holds Python objects beside tensors and plain data, and is not read for safety ({error})."
             ) from error
-        if not isinstance(checkpoint, dict):
-            raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint.")
+        if not isinstance(checkpoint, dict) or "cera" not in checkpoint:
+            raise CheckpointError(f"{path} is not a checkpoint of this framework (it has no `cera` entry).")
         return checkpoint
 
 

@@ -280,9 +280,7 @@ class CausalLM(LightningModule):
         checkpoint["cera"] = {"identity": self._identity(), "base_perplexity": self.base_perplexity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what is not a checkpoint of this base and adapter, with the reason."""
-        if "cera" not in checkpoint:
-            raise CheckpointError("not a checkpoint of this framework (it has no `cera` entry).")
+        """Refuse a checkpoint of another base or adapter, with the reason."""
         theirs, ours = json.loads(checkpoint["cera"]["identity"]), json.loads(self._identity())
         differing = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
         if differing:

@@ -82,7 +82,9 @@ def test_llama3_without_gpu_or_hub_says_what_is_missing_within_seconds():
 
 
 def test_fit_validate_test_predict(tiny_llama, tmp_path):
-    fit = command(tiny_llama, tmp_path, "--trainer.max_steps=4", "--trainer.num_sanity_val_steps=-1")
+    fit = command(
+        tiny_llama, tmp_path, "--trainer.max_steps=4", "--trainer.num_sanity_val_steps=-1", "--answer_tokens=8"
+    )
     printed = run(fit)
     run_dir = tmp_path / "test"
     for shown in ("perplexity", "trainable", "tensorboard --logdir", "--- base ---", "--- adapter ---"):

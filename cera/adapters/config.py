@@ -67,14 +67,16 @@ class CeraConfig(PeftConfig):
     def _check(self) -> None:
         if not _is_positive_int(self.r):
             raise ValueError(f"CeraConfig.r must be a positive integer, got {self.r!r}.")
+        if not isinstance(self.rank_pattern, dict):
+            raise ValueError(f"CeraConfig.rank_pattern must map module names to ranks, got {self.rank_pattern!r}.")
         for name, rank in self.rank_pattern.items():
             if not _is_positive_int(rank):
                 raise ValueError(f"CeraConfig.rank_pattern[{name!r}] must be a positive integer, got {rank!r}.")
-        if not 0 <= self.dropout < 1:
+        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             raise ValueError(f"CeraConfig.dropout must be in [0, 1), got {self.dropout!r}.")
-        if not math.isfinite(self.scaling):
+        if not (_is_number(self.scaling) and math.isfinite(self.scaling)):
             raise ValueError(f"CeraConfig.scaling must be a finite number, got {self.scaling!r}.")
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ValueError(f"CeraConfig.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("CeraConfig.layers_to_transform needs target_modules as a list, not as a regex.")
@@ -84,3 +86,7 @@ class CeraConfig(PeftConfig):
 
 def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

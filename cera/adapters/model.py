@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from cera.adapters.config import CeraConfig
@@ -43,6 +44,11 @@ class CeraModel(BaseTuner):
             raise ValueError(
                 f"CeraConfig.target_modules matches {current_key!r}, a {type(base).__name__}. CeRA adapts "
                 "linear layers only: torch.nn.Linear (quantized or not) and transformers' Conv1D."
+            )
+        if isinstance(base, NonDynamicallyQuantizableLinear):
+            raise ValueError(
+                f"CeraConfig.target_modules matches {current_key!r}, the output projection inside a "
+                "torch.nn.MultiheadAttention, which reads its weight and never calls it: an adapter would do nothing."
             )
         layer = CeraLayer(target, adapter_name, r, peft_config)
         if adapter_name not in self.active_adapters:

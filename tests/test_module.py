@@ -1,0 +1,204 @@
+import math
+
+import pytest
+import torch
+from lightning import Trainer
+from peft import LoraConfig
+from torch.nn import functional as F
+
+import cera
+from cera.data import ChatData, GSMSymbolic
+from cera.data.chat import IGNORE
+from cera.module import CausalLM
+
+
+def trainer(**options) -> Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", devices=1, **{**quiet, "max_steps": 4, "num_sanity_val_steps": 0, **options})
+
+
+def data(base: str, **options) -> ChatData:
+    return ChatData(GSMSymbolic(size=40), base, **{"validation_rows": 8, "max_length": 192, "batch_size": 2, **options})
+
+
+def module(base: str, adapter=None, **options) -> CausalLM:
+    torch.manual_seed(0)
+    return CausalLM(base, adapter or cera.CeraConfig(r=4, dropout=0.0), **{"learning_rate": 0.01, **options})
+
+
+@pytest.fixture
+def loaded(tiny_llama):
+    """A module with its model in place, and one batch."""
+    made, fit = module(tiny_llama, cera.CeraConfig(r=4, dropout=0.0, init_weights=False)), trainer()
+    made.trainer = fit
+    made.configure_model()
+    source = data(tiny_llama)
+    source.setup()
+    return made, next(iter(source.train_dataloader()))
+
+
+def test_loss_is_that_of_the_full_logits(loaded):
+    made, batch = loaded
+    losses, labelled = made.answer_nll(batch)
+    logits = made.model(batch["input_ids"], position_ids=batch["position_ids"]).logits
+    targets = batch["labels"][:, 1:]
+    expected = F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+    assert torch.allclose(losses, expected[labelled], atol=1e-5)
+    assert losses.numel() == (batch["labels"] != IGNORE).sum() == batch["step_labels"]
+
+
+def test_logits_are_computed_only_where_there_is_a_label(loaded):
+    made, batch = loaded
+    seen = []
+    head = made.model.get_base_model().get_output_embeddings()
+    head.register_forward_hook(lambda _, args, output: seen.append(tuple(output.shape)))
+    made.answer_nll(batch)
+    assert seen == [(1, batch["step_labels"], head.out_features)]
+
+
+def test_a_batch_without_labels_has_loss_zero_and_gradients(loaded):
+    made, batch = loaded
+    batch["labels"] = torch.full_like(batch["labels"], IGNORE)
+    losses, _ = made.answer_nll(batch)
+    losses.sum().backward()
+    assert losses.numel() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in made.trainable().values())
+
+
+def test_only_the_adapter_is_trained_and_the_base_stays_as_it_was(tiny_llama):
+    made = module(tiny_llama)
+    fit = trainer()
+    fit.fit(made, data(tiny_llama))
+    untouched = module(tiny_llama)
+    untouched.trainer = fit
+    untouched.configure_model()
+    theirs = dict(untouched.named_parameters())
+    for name, parameter in made.named_parameters():
+        changed = not torch.equal(parameter, theirs[name])
+        assert parameter.requires_grad == ("cera_" in name)
+        assert changed == (name in made.trainable())
+
+
+def test_perplexity_is_the_token_mean_over_the_whole_set(tiny_llama):
+    made, source = module(tiny_llama), data(tiny_llama)
+    fit = trainer(num_sanity_val_steps=-1, limit_train_batches=1)
+    fit.fit(made, source)
+    batches = list(source.val_dataloader())
+    assert len(batches) > 1
+    made.model.disable_adapter_layers()
+    with torch.no_grad():
+        losses = torch.cat([made.answer_nll(batch)[0] for batch in batches])
+    assert math.isclose(made.base_perplexity, losses.double().mean().exp().item(), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (2, 2), (1, 4)])
+def test_gradient_does_not_depend_on_how_a_step_is_split(tiny_llama, batch_size, accumulate):
+    def adapter_after_two_steps(batch_size: int, accumulate: int) -> torch.Tensor:
+        made = module(tiny_llama, warmup=0.0)
+        # SGD: Adam would hide a gradient of the wrong size
+        made.configure_optimizers = lambda: torch.optim.SGD(made.trainable().values(), lr=1.0)
+        fit = trainer(max_steps=2, accumulate_grad_batches=accumulate)
+        fit.fit(made, data(tiny_llama, batch_size=batch_size))
+        return torch.cat([p.detach().flatten() for p in made.trainable().values()])
+
+    assert torch.allclose(
+        adapter_after_two_steps(batch_size, accumulate), adapter_after_two_steps(4, 1), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_schedule_warms_up_linearly_then_follows_a_cosine_to_zero(tiny_llama):
+    made = module(tiny_llama, learning_rate=1.0, warmup=0.1)
+    made.trainer = trainer(max_steps=100)
+    made.configure_model()
+    configured = made.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
+    assert rates[10:] == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 90)) for i in range(91)])
+
+
+def test_epochs_are_counted_where_no_number_of_steps_is_given(tiny_llama):
+    source = data(tiny_llama)
+    made = module(tiny_llama)
+    fit = trainer(max_steps=-1, max_epochs=2)
+    fit.fit(made, source)
+    assert made._total_steps() == 2 * source.steps_per_epoch()
+    assert fit.global_step == pytest.approx(made._total_steps(), abs=2)  # another order may pack a little differently
+
+
+@pytest.mark.parametrize(
+    ("precision", "adapter_dtype", "base", "adapter"),
+    [
+        ("32-true", None, torch.float32, torch.float32),
+        ("bf16-mixed", None, torch.float32, torch.float32),
+        ("bf16-true", None, torch.bfloat16, torch.bfloat16),
+        ("bf16-true", "float32", torch.bfloat16, torch.float32),
+    ],
+)
+def test_precision(tiny_llama, precision, adapter_dtype, base, adapter):
+    made = module(tiny_llama, adapter_dtype=adapter_dtype)
+    fit = trainer(precision=precision, num_sanity_val_steps=-1)
+    fit.fit(made, data(tiny_llama))
+    assert {p.dtype for p in made.parameters() if not p.requires_grad} == {base}
+    assert {p.dtype for p in made.trainable().values()} == {adapter}
+    moments = [state["exp_avg"] for state in fit.optimizers[0].state.values()]
+    assert {m.dtype for m in moments} == {adapter}
+    assert made.perplexity.nll.dtype == torch.float64
+    assert math.isfinite(fit.callback_metrics["train/loss"])
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantized_base_trains(tiny_llama, quantization):
+    pytest.importorskip("bitsandbytes")
+    made = module(tiny_llama, quantization=quantization)
+    fit = trainer(precision="bf16-true")
+    fit.fit(made, data(tiny_llama))
+    assert math.isfinite(fit.callback_metrics["train/loss"])
+    assert any("4bit" in type(m).__name__ or "8bit" in type(m).__name__ for m in made.modules())
+    assert all(p.abs().max() > 0 for n, p in made.trainable().items() if "cera_down" in n)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_llama):
+    def losses(checkpointing: bool) -> float:
+        made = module(tiny_llama, gradient_checkpointing=checkpointing)
+        fit = trainer()
+        fit.fit(made, data(tiny_llama))
+        return fit.callback_metrics["train/loss"].item()
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-6)
+
+
+def test_dropout_is_on_in_training(tiny_llama):
+    def loss(dropout: float) -> float:
+        made = module(tiny_llama, cera.CeraConfig(r=4, dropout=dropout, init_weights=False))
+        fit = trainer(max_steps=1)
+        fit.fit(made, data(tiny_llama))
+        return fit.callback_metrics["train/loss"].item()
+
+    assert loss(0.5) != loss(0.0)
+
+
+@pytest.mark.parametrize("adapter", [LoraConfig(r=4), LoraConfig(r=4, use_dora=True)])
+def test_any_peft_adapter_trains(tiny_llama, adapter):
+    made = module(tiny_llama, adapter)
+    fit = trainer()
+    fit.fit(made, data(tiny_llama))
+    assert all("lora_" in name for name in made.trainable())
+    assert math.isfinite(fit.callback_metrics["train/loss"])
+
+
+def test_check_counts_what_training_trains(tiny_llama):
+    made = module(tiny_llama)
+    counted = made.check()
+    made.trainer = trainer()
+    made.configure_model()
+    assert counted == sum(p.numel() for p in made.trainable().values())

@@ -115,6 +115,11 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make model, data and trainer, and check them against each other without loading anything."""
         super().instantiate_classes()
+        if self.subcommand == "fit" and self.trainer.max_steps < 1:
+            if self.datamodule.dataset.streaming:
+                raise ValueError("trainer.max_steps must be set: the length of a stream is not known beforehand.")
+            if self.config[self.subcommand].trainer.max_epochs is None:
+                raise ValueError("trainer.max_steps or trainer.max_epochs must be set.")
         self.datamodule.check()
         trainable = self.model.check()
         rank_zero_info(f"{type(self.model.adapter).__name__} trains {trainable:,} parameters of {self.model.base}")

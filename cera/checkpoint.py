@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            CheckpointError: The file is missing, truncated, damaged, foreign, or holds more than tensors and plain data.
+            CheckpointError: The file is missing, truncated, damaged, foreign, or holds Python objects.
         """
         path = Path(path)
         if not path.is_file():

@@ -121,6 +121,8 @@ class CausalLM(LightningModule):
         """Load the base and put the adapter in; called once by the trainer, before weights are needed."""
         if self.model is not None:
             return
+        if self.adapter_dtype is not None and hasattr(self.trainer.strategy, "zero_stage_3"):
+            raise ValueError("model.adapter_dtype: DeepSpeed keeps fp32 master weights itself; leave it unset.")
         dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(self.trainer.precision, torch.float32)
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
         with loading():

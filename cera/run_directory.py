@@ -17,6 +17,9 @@ RUN_DIR = "CERA_RUN_DIR"
 def choose(runs: str | Path, name: str, resume: bool) -> Path:
     """The directory for a run called ``name`` below ``runs``.
 
+    Processes that Lightning starts are told the first one's choice. Processes of an outside launcher (torchrun,
+    SLURM) start at the same time and cannot number a directory alike: theirs is ``runs/NAME``, which must be new.
+
     Args:
         runs: The directory of all runs.
         name: The run's name.
@@ -24,22 +27,36 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
 
     Raises:
         CheckpointError: There is nothing to resume.
+        ValueError: Under an outside launcher, the directory is there already.
     """
     if RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
     earlier = _numbered(Path(runs), name)
+    rank, world_size = _outside_launcher()
     if resume:
         found = [path for _, path in sorted(earlier.items()) if newest_checkpoint(path / "checkpoints")]
         if not found:
             raise CheckpointError(f"--ckpt_path last: no run of the name {name!r} in {runs} has a checkpoint.")
         chosen = found[-1]
-    elif not earlier:
+    elif not earlier or world_size > 1:
         chosen = Path(runs) / name
+        if earlier and rank == 0:
+            raise ValueError(
+                f"{chosen} holds a run already: give another --name, or continue it with --ckpt_path last."
+            )
     else:
         chosen = Path(runs) / f"{name}-{max(earlier) + 1}"
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # processes of an outside launcher choose each for itself, alike
+    if world_size == 1:
         os.environ[RUN_DIR] = str(chosen)
     return chosen
+
+
+def _outside_launcher() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun or SLURM tell them; (0, 1) without."""
+    for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and world_size in os.environ:
+            return int(os.environ[rank]), int(os.environ[world_size])
+    return 0, 1
 
 
 def _numbered(runs: Path, name: str) -> dict[int, Path]:

@@ -62,7 +62,7 @@ class CeraLayer(nn.Module, BaseTunerLayer):
         """``W_up`` uniform in +-1/sqrt(in), as ``nn.Linear`` and LoRA's A; ``W_down`` zero (or alike if not)."""
         up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.cera_up, self.cera_down))
         # Under ZeRO-3 the parameters may be partitioned already: writing to a placeholder would be lost in silence.
-        with gather_params_ctx([up, down]):
+        with gather_params_ctx([up, down]):  # type: ignore[list-item]
             nn.init.kaiming_uniform_(up, a=math.sqrt(5))
             if init_weights:
                 nn.init.zeros_(down)

@@ -44,20 +44,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint.")
+        size = path.stat().st_size
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
+                # torch trusts these flags, writes none, and a wrong one makes it return memory it never filled
+                damaged = damaged or next((i.filename for i in archive.infolist() if i.external_attr), None)
+            checkpoint = None if damaged else torch.load(path, map_location=map_location, weights_only=True)
         except zipfile.BadZipFile as error:
-            size = path.stat().st_size
             raise CheckpointError(f"{path} is not a checkpoint, or is truncated ({size} bytes: {error}).") from error
-        if damaged:
-            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not hold.")
-        try:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path} holds Python objects beside tensors and plain data, and is not read for safety ({error})."
             ) from error
+        except Exception as error:  # zipfile and torch raise half a dozen kinds for one wrong byte
+            raise CheckpointError(f"{path} is not a checkpoint, or is damaged ({error!r}).") from error
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} or its flags are wrong.")
         if not isinstance(checkpoint, dict) or "cera" not in checkpoint:
             raise CheckpointError(f"{path} is not a checkpoint of this framework (it has no `cera` entry).")
         return checkpoint

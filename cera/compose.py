@@ -26,11 +26,15 @@ def _compose(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"configuration includes itself: {chain}")
     if not path.is_file():
         raise ValueError(f"no such configuration: {chain}")
-    own = yaml.safe_load(path.read_text()) or {}
+    try:
+        own = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"configuration is not YAML: {chain}: {error}") from error
     if not isinstance(own, dict):
         raise ValueError(f"configuration is not a mapping of keys to values: {chain}")
     merged: dict[str, Any] = {}
-    for name in own.pop("include", []):
+    included = own.pop("include", None) or []
+    for name in [included] if isinstance(included, str) else included:
         merged = merge(merged, _compose(path.parent / name, (*including, path)))
     return merge(merged, own)
 

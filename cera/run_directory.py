@@ -1,4 +1,4 @@
-"""Where a run is kept: ``runs/NAME``, then ``runs/NAME-2``, ... so that no run overwrites another.
+"""Where a run is kept: ``runs/NAME``, then ``runs/NAME.2``, ... so that no run overwrites another.
 
 A run directory holds ``config.yaml``, ``environment.json``, ``metrics.csv``, TensorBoard events, ``checkpoints/`` and
 ``adapter/``: all that studies and notebooks read.
@@ -40,12 +40,12 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
         chosen = found[-1]
     elif not earlier or world_size > 1:
         chosen = Path(runs) / name
-        if earlier and rank == 0:
+        if chosen in earlier.values() and rank == 0:
             raise ValueError(
                 f"{chosen} holds a run already: give another --name, or continue it with --ckpt_path last."
             )
     else:
-        chosen = Path(runs) / f"{name}-{max(earlier) + 1}"
+        chosen = Path(runs) / f"{name}.{max(earlier) + 1}"
     if world_size == 1:
         os.environ[RUN_DIR] = str(chosen)
     return chosen
@@ -60,6 +60,6 @@ def _outside_launcher() -> tuple[int, int]:
 
 
 def _numbered(runs: Path, name: str) -> dict[int, Path]:
-    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    pattern = re.compile(re.escape(name) + r"(?:\.(\d+))?")
     matches = ((pattern.fullmatch(path.name), path) for path in (runs.iterdir() if runs.is_dir() else ()))
-    return {int(match[1] or 1): path for match, path in matches if match and any(path.iterdir())}
+    return {int(match[1] or 1): path for match, path in matches if match and path.is_dir() and any(path.iterdir())}

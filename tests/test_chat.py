@@ -118,7 +118,8 @@ def test_fallback_template_ends_every_answer_with_eos(bare, system) -> None:
     document = encoder(messages)
     assert labelled(bare, document) == f"Hello{bare.eos_token}Of what?{bare.eos_token}"
     text = bare.decode(document.input_ids)
-    assert text.startswith("### User:\nHi" if system is None else "### System:\nBe brief.\n\n### User:\nHi")
+    opening = "### User:\nHi" if system is None else "### System:\nBe brief.\n\n### User:\nHi"
+    assert text.startswith(bare.bos_token + opening)
     assert "### Assistant:\nHello" + bare.eos_token in text
     assert document.input_ids.count(bare.eos_token_id) == 2
 

@@ -116,11 +116,11 @@ def outcomes(tmp_path_factory) -> dict[int, str]:
 
 
 def test_no_flipped_byte_changes_what_is_loaded(outcomes) -> None:
+    assert {"intact", "refused"} <= set(outcomes.values())
     assert [i for i, outcome in outcomes.items() if outcome == "other values"] == []
 
 
 def test_every_flipped_byte_that_matters_is_a_checkpoint_error(outcomes) -> None:
-    assert "refused" in outcomes.values()
     expected = ("refused", "intact", "other values")
     assert {i: outcome for i, outcome in outcomes.items() if outcome not in expected} == {}
 
@@ -310,12 +310,16 @@ def test_every_row_is_in_the_file_at_once(tmp_path) -> None:
 # Run directories
 
 
+LAUNCHER = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS")
+
+
 @pytest.fixture
 def runs(tmp_path, monkeypatch) -> Path:
     """A place for runs, without what an earlier choice left in the environment."""
     monkeypatch.setenv(run_directory.RUN_DIR, "restored at the end, as `choose` sets it")
     monkeypatch.delenv(run_directory.RUN_DIR)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
     return tmp_path / "runs"
 
 
@@ -341,17 +345,17 @@ def test_the_first_run_has_the_bare_name(runs) -> None:
 
 
 def test_later_runs_are_numbered_and_overwrite_none(runs) -> None:
-    for expected in ("cera", "cera-2", "cera-3"):
+    for expected in ("cera", "cera.2", "cera.3"):
         assert used(choose(runs)) == runs / expected
-    used(runs / "cera-11")
-    assert choose(runs) == runs / "cera-12"
+    used(runs / "cera.11")
+    assert choose(runs) == runs / "cera.12"
 
 
 def test_other_names_and_empty_directories_do_not_count(runs) -> None:
     used(runs / "cera_r128")
     used(runs / "lora")
     used(runs / "my-cera-7")
-    used(runs / "cera-2x")
+    used(runs / "cera.2x")
     (runs / "cera").mkdir()
     assert choose(runs) == runs / "cera"
 
@@ -363,10 +367,10 @@ def test_a_name_is_no_pattern(runs) -> None:
 
 def test_resume_takes_the_newest_run_with_a_checkpoint(runs) -> None:
     used(runs / "cera", 40)
-    used(runs / "cera-2", 10)
-    used(runs / "cera-10", 5)
-    used(runs / "cera-11")  # died before its first checkpoint
-    assert choose(runs, resume=True) == runs / "cera-10"
+    used(runs / "cera.2", 10)
+    used(runs / "cera.10", 5)
+    used(runs / "cera.11")  # died before its first checkpoint
+    assert choose(runs, resume=True) == runs / "cera.10"
 
 
 def test_nothing_to_resume(runs) -> None:
@@ -382,14 +386,50 @@ def test_nothing_to_resume(runs) -> None:
 def test_a_started_process_takes_the_directory_that_the_first_one_chose(runs, monkeypatch, resume) -> None:
     used(runs / "cera", 40)
     chosen = choose(runs)
-    assert os.environ[run_directory.RUN_DIR] == str(chosen) == str(runs / "cera-2")
+    assert os.environ[run_directory.RUN_DIR] == str(chosen) == str(runs / "cera.2")
     used(chosen)
     assert run_directory.choose(runs, "cera", resume) == chosen
     monkeypatch.setenv(run_directory.RUN_DIR, str(runs / "elsewhere"))
     assert run_directory.choose(runs, "cera", resume) == runs / "elsewhere"
 
 
-def test_processes_of_an_outside_launcher_choose_for_themselves(runs, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert choose(runs) == runs / "cera"
-    assert run_directory.RUN_DIR not in os.environ
+@pytest.fixture(params=[("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")], ids=["torchrun", "slurm"])
+def launched(request, runs, monkeypatch):
+    """Sets the environment of one of several processes of an outside launcher."""
+
+    def launch(rank: int, world_size: int = 2) -> None:
+        for name, value in zip(request.param, (rank, world_size), strict=True):
+            monkeypatch.setenv(name, str(value))
+
+    return launch
+
+
+def test_processes_of_an_outside_launcher_all_choose_the_bare_name(runs, launched) -> None:
+    for rank in (0, 1):
+        launched(rank)
+        assert choose(runs) == runs / "cera"
+        assert run_directory.RUN_DIR not in os.environ
+        if rank == 0:
+            used(runs / "cera")  # the first process may be quicker
+
+
+def test_an_outside_launcher_does_not_overwrite_a_run(runs, launched) -> None:
+    used(runs / "cera")
+    launched(rank=0)
+    with pytest.raises(ValueError, match=r"runs/cera holds a run already.*--name"):
+        choose(runs)
+
+
+def test_processes_of_an_outside_launcher_resume_the_same_run(runs, launched) -> None:
+    used(runs / "cera", 10)
+    used(runs / "cera.2", 20)
+    for rank in (0, 1):
+        launched(rank)
+        assert choose(runs, resume=True) == runs / "cera.2"
+
+
+def test_a_launcher_of_one_process_numbers_its_runs(runs, launched) -> None:
+    used(runs / "cera")
+    launched(rank=0, world_size=1)
+    assert choose(runs) == runs / "cera.2"
+    assert os.environ[run_directory.RUN_DIR] == str(runs / "cera.2")

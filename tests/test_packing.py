@@ -60,12 +60,6 @@ def test_never_more_than_max_open_packs_are_open(lengths, max_open) -> None:
     assert packer.open == []
 
 
-@given(LENGTHS)
-def test_with_one_open_pack_documents_are_packed_in_order(lengths) -> None:
-    documents = numbered(lengths)
-    assert [document for pack in packed(documents, max_open=1) for document in pack] == documents
-
-
 @given(LENGTHS, st.integers(1, 6))
 def test_no_two_open_packs_would_fit_into_one(lengths, max_open) -> None:
     packer = Packer(MAX_LENGTH, max_open)

@@ -23,8 +23,8 @@ from cera.data.datamodule import ChatData
 from cera.data.datasets import ChatDataset, DataError, MathInstruct
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 
-LENGTH = 64
-N = 40
+LENGTH = 48
+N = 60
 KINDS = pytest.mark.parametrize("kind", ["map", "stream"])
 PACKING = pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
 
@@ -42,7 +42,7 @@ def encoder(tokenizer) -> ChatEncoder:
 
 
 def row(number: int) -> dict[str, Any]:
-    """A conversation that tells its number, with 19 to 47 tokens."""
+    """A conversation that tells its number, with 20 to 40 tokens."""
     turns = {"system": "s", "user": "why? " * (number * 7 % 8), "assistant": f"row {number}" + " so" * (number % 5)}
     return {"messages": [{"role": role, "content": content} for role, content in turns.items()]}
 
@@ -394,10 +394,10 @@ def test_rows_are_counted(tmp_path, encoder, kind) -> None:
 
 @KINDS
 def test_too_many_malformed_rows_stop_the_epoch(tmp_path, encoder, kind) -> None:
-    source = Source(tmp_path, kind, broken([5, 20, 30]))
-    with pytest.raises(DataError, match=r"3 of the first 40 rows of ChatDataset are malformed.*max_malformed=0\.05"):
+    source = Source(tmp_path, kind, broken([5, 20, 30, 31]))
+    with pytest.raises(DataError, match=r"4 of the first 60 rows of ChatDataset are malformed.*max_malformed=0\.05"):
         list(source.stream(encoder, max_malformed=0.05))
-    assert list(source.stream(encoder, max_malformed=3 / N))
+    assert list(source.stream(encoder, max_malformed=4 / N))
 
 
 def test_too_many_malformed_rows_are_found_out_early(tmp_path, encoder) -> None:
@@ -413,9 +413,9 @@ def test_a_cluster_of_malformed_rows_at_the_beginning_is_no_reason_to_stop(tmp_p
 
 def test_nothing_but_malformed_rows(tmp_path, encoder) -> None:
     source = Source(tmp_path, "map", broken(range(N)))
-    with pytest.raises(DataError, match="40 of the first 40 rows"):
+    with pytest.raises(DataError, match="60 of the first 60 rows"):
         list(source.stream(encoder))
-    with pytest.raises(DataError, match=r"No row of ChatDataset gave a document.*40 rows read, 40 malformed"):
+    with pytest.raises(DataError, match=r"No row of ChatDataset gave a document.*60 rows read, 60 malformed"):
         list(source.stream(encoder, max_malformed=1))
 
 
@@ -462,7 +462,7 @@ def bad_template(tokenizer) -> ChatEncoder:
 def chat_data(
     tmp_path: Path, tokenizer: str, kind: str = "map", rows: list[Any] | None = None, **options: Any
 ) -> ChatData:
-    """Forty rows, ten of them held out, set up outside of a trainer."""
+    """Sixty rows, ten of them held out, set up outside of a trainer."""
     dataset = ChatDataset(write(tmp_path / "rows.jsonl", rows or map(row, range(N))), streaming=kind == "stream")
     numbers = {"validation_rows": 10, "batch_size": 2, "max_length": LENGTH, "shuffle_buffer": 7}
     data = ChatData(dataset, tokenizer, **{**numbers, **options})
@@ -512,7 +512,7 @@ def test_a_validation_set_of_its_own(tmp_path, tiny_llama, encoder, kind, valida
 
 @pytest.mark.parametrize("validation_rows", [N, N + 5])
 def test_validation_rows_must_leave_something_to_train_on(tmp_path, tiny_llama, validation_rows) -> None:
-    with pytest.raises(ValueError, match=rf"data.validation_rows={validation_rows} leaves nothing.* has 40 rows"):
+    with pytest.raises(ValueError, match=rf"data.validation_rows={validation_rows} leaves nothing.* has 60 rows"):
         chat_data(tmp_path, tiny_llama, validation_rows=validation_rows)
 
 

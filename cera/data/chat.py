@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jinja2
+
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": ...}``, as chat templates take it."""
 
@@ -10,12 +12,13 @@ IGNORE = -100
 """Label of a token that carries no loss (the value ``torch.nn.functional.cross_entropy`` ignores by default)."""
 
 FALLBACK_TEMPLATE = """\
+{{ bos_token or '' }}
 {%- for message in messages -%}
 {{ '### ' + message['role'].capitalize() + ':\\n' + message['content'] | trim }}
 {%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif -%}"""
-"""For base models without a chat template (Llama-3-8B): headings in plain text, EOS after each answer."""
+"""For base models without a chat template (Llama-3-8B): headings in plain text after BOS, EOS after each answer."""
 
 
 class TemplateError(ValueError):
@@ -52,6 +55,7 @@ def check_messages(messages: Any) -> list[Message]:
             raise ValueError(f"unknown role {message.get('role')!r}; expected system, user or assistant")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"the content of a {message['role']} turn is {type(message.get('content')).__name__}")
+        message["content"].encode()  # a UnicodeEncodeError, which is a ValueError, for half a surrogate pair
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
         raise ValueError("no assistant turn")
@@ -87,8 +91,12 @@ class ChatEncoder:
         self.overlong = overlong
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as the model reads it."""
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        """The conversation as the model reads it. Raises ``ValueError`` if the template refuses it."""
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self.tokenizer.apply_chat_template(messages, **options)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
     def answer_spans(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The rendered text, and (start, end) of each answer in its characters."""
@@ -97,7 +105,11 @@ class ChatEncoder:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt, turn = self.render(messages[:i], add_generation_prompt=True), self.render(messages[: i + 1])
+            turn = self.render(messages[: i + 1])
+            if i == 0:  # templates render no prompt without a turn before it
+                prompt = turn[: turn.index(message["content"].strip())]
+            else:
+                prompt = self.render(messages[:i], add_generation_prompt=True)
             if not (turn.startswith(prompt) and text.startswith(turn.rstrip())):
                 raise TemplateError(
                     "The chat template renders a turn differently once others follow it, so answers cannot be "
@@ -116,10 +128,10 @@ class ChatEncoder:
         ids, offsets = ids[: self.max_length], offsets[: self.max_length]
         labels = [IGNORE] * len(ids)
         span = 0
-        for i, (start, end) in enumerate(offsets):
+        for i, (start, _) in enumerate(offsets):  # some tokenizers give tokens of spaces an empty span
             while span < len(spans) and start >= spans[span][1]:
                 span += 1
-            if span < len(spans) and start >= spans[span][0] and end > start:
+            if span < len(spans) and start >= spans[span][0]:
                 labels[i] = ids[i]
         labels[0] = IGNORE  # nothing comes before it to predict it from
         document = Document(ids, labels)

@@ -1,6 +1,7 @@
 """The DataModule: a dataset, its held-out rows, a tokenizer, and two streams of batches."""
 
-import copy
+import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import datasets
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from cera.backbone import load_tokenizer
 from cera.data.chat import ChatEncoder
 from cera.data.datasets import ChatDataset
-from cera.data.stream import BatchStream, ShuffledRows
+from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 
 SPLIT_SEED = 0
 """Seed of the held-out rows. Not the run's: every run of a study is validated on the same rows."""
@@ -94,24 +95,30 @@ class ChatData(LightningDataModule):
             return
         encoder = ChatEncoder(load_tokenizer(self.tokenizer), self.max_length, self.overlong)
         train, held_out = self._split()
-        self.train_stream = self._stream(self.dataset, ShuffledRows(train, self.seed, self.shuffle_buffer), encoder)
-        order = ShuffledRows(held_out, None, self.shuffle_buffer)
-        self.validation_stream = self._stream(self.validation or self.dataset, order, encoder)
+        self.train_stream = self._stream(self.dataset, train, encoder)
+        self.validation_stream = self._stream(self.validation or self.dataset, held_out, encoder)
         self.validation_stream.accumulate = 1
         self.train_stream.accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
 
-    def _split(self) -> tuple[Any, Any]:
-        """(training rows, held-out rows), which share none."""
+    def _split(self) -> tuple[ShuffledRows, ShuffledRows]:
+        """(training rows, held-out rows in order), which share none."""
         rows, n = self.dataset.load(), self.validation_rows
         if self.validation is not None:
             held_out = self.validation.load()
-            return rows, held_out.take(n) if n else held_out
+            return self._shuffled(rows), self._in_order(held_out.take(n) if n else held_out)
         if not isinstance(rows, datasets.Dataset):
-            return rows.skip(n), rows.take(n)
+            return self._shuffled(rows.skip(n), range(n, sys.maxsize)), self._in_order(rows.take(n))
         if n >= len(rows):
             raise ValueError(f"data.validation_rows={n} leaves nothing to train on: the dataset has {len(rows)} rows.")
         order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
-        return rows.select(np.sort(order[n:])), rows.select(np.sort(order[:n]))
+        train, held = (np.sort(part).tolist() for part in (order[n:], order[:n]))
+        return self._shuffled(rows.select(train), train), self._in_order(rows.select(held), held)
+
+    def _shuffled(self, rows: Any, numbers: Sequence[int] | None = None) -> ShuffledRows:
+        return ShuffledRows(rows, self.seed, self.shuffle_buffer, numbers)
+
+    def _in_order(self, rows: Any, numbers: Sequence[int] | None = None) -> ShuffledRows:
+        return ShuffledRows(rows, None, self.shuffle_buffer, numbers)
 
     def _stream(self, dataset: ChatDataset, rows: ShuffledRows, encoder: ChatEncoder) -> BatchStream:
         return BatchStream(
@@ -135,8 +142,7 @@ class ChatData(LightningDataModule):
         assert self.train_stream is not None
         if not isinstance(self.train_stream.rows.rows, datasets.Dataset):
             raise ValueError("trainer.max_steps must be set: the length of a streamed dataset is not known beforehand.")
-        stream = copy.copy(self.train_stream)
-        return sum(1 for _ in stream.steps({**stream.position, "epoch": 0}))
+        return sum(1 for _ in self.train_stream.steps(start_of_epoch(0)))
 
     def train_dataloader(self) -> DataLoader:
         """Batches of this rank, from where the stream stands."""

@@ -14,6 +14,8 @@ LOADERS = {".jsonl": "text", ".json": "json", ".parquet": "parquet"}
 """File ending -> the loader of ``datasets``. JSON lines are read as text and parsed one by one, so that one broken
 line is one malformed row and not the end of the file."""
 
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it asks the hub, and waits for it, even for local files
+
 
 class DataError(ValueError):
     """A dataset is missing, empty, or not of the form its class expects; the message says what was found."""
@@ -74,7 +76,8 @@ class ChatDataset:
         files = self.files()
         if files:
             loader = LOADERS[Path(files[0]).suffix]
-            return datasets.load_dataset(loader, data_files=files, split="train", streaming=streaming)
+            options = {"encoding_errors": "replace"} if loader == "text" else {}
+            return datasets.load_dataset(loader, data_files=files, split="train", streaming=streaming, **options)
         return datasets.load_dataset(self.path, self.name, split=self.split, streaming=streaming)
 
     def parse(self, raw: dict[str, Any]) -> list[Message] | None:
@@ -83,6 +86,8 @@ class ChatDataset:
         Raises:
             ValueError: The row is malformed; the message says how.
         """
+        if raw.keys() == {"text"} and not raw["text"].strip():
+            return None  # a blank line
         row = self._row(raw)
         missing = self._missing(row)
         if missing:

@@ -21,7 +21,7 @@ class Packer:
 
     Args:
         max_length: Tokens in a pack.
-        max_open: How many packs may be open at a time; with 1 documents are packed in order.
+        max_open: How many packs may be open at a time.
     """
 
     def __init__(self, max_length: int, max_open: int) -> None:

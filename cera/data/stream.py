@@ -11,7 +11,8 @@ share of the batches. Reading and tokenizing are cheap beside training a languag
 
 import copy
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cera.data.chat import ChatEncoder, Document
+from cera.data.chat import ChatEncoder, Document, TemplateError
 from cera.data.datasets import ChatDataset, DataError
 from cera.data.packing import Pack, Packer, collate, count_labels, dump_packs, load_packs
 
@@ -51,9 +52,17 @@ class ShuffledRows:
         rows: The dataset.
         seed: Seed of the order; ``None`` keeps the rows in order.
         buffer: Rows in a block of a stream.
+        numbers: The number of each row in its file, where ``rows`` is a part of it.
     """
 
-    def __init__(self, rows: datasets.Dataset | datasets.IterableDataset, seed: int | None, buffer: int) -> None:
+    def __init__(
+        self,
+        rows: datasets.Dataset | datasets.IterableDataset,
+        seed: int | None,
+        buffer: int,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self.numbers = range(sys.maxsize) if numbers is None else numbers
         self.rows = rows
         self.seed = seed
         self.buffer = buffer
@@ -72,7 +81,7 @@ class ShuffledRows:
     def _permuted(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
         order = self._order(len(self.rows), epoch)
         for offset in range(state["offset"] if state else 0, len(order)):
-            yield order[offset], self.rows[order[offset]], {"offset": offset + 1}
+            yield self.numbers[order[offset]], self.rows[order[offset]], {"offset": offset + 1}
 
     def _in_blocks(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
         source = copy.deepcopy(self.rows)
@@ -85,7 +94,7 @@ class ShuffledRows:
             order = self._order(len(rows), epoch, block)
             for i in range(offset, len(rows)):
                 after = {"source": start, "block": block, "offset": i + 1}
-                yield block * self.buffer + order[i], rows[order[i]], after
+                yield self.numbers[block * self.buffer + order[i]], rows[order[i]], after
             block, offset, start = block + 1, 0, copy.deepcopy(source.state_dict())
 
 
@@ -182,6 +191,8 @@ class BatchStream(IterableDataset):
 
         for document, after_row in self._documents(epoch, row_state, counts):
             row_state = after_row
+            if document is None:
+                continue
             pack = packer.add(document) if self.packing else [document]
             if pack:
                 ready.append(pack)
@@ -190,7 +201,7 @@ class BatchStream(IterableDataset):
                 yield step, after()
         self._check_malformed(counts)
         ready += packer.flush()
-        if not ready and row_state is None:
+        if not ready and counts["rows"] == counts["malformed"] + counts["left_out"]:
             raise DataError(
                 f"No row of {type(self.dataset).__name__} gave a document to train on: {counts['rows']} rows read, "
                 f"{counts['malformed']} malformed, {counts['left_out']} filtered out or without an answer in the "
@@ -202,23 +213,25 @@ class BatchStream(IterableDataset):
 
     def _documents(
         self, epoch: int, row_state: dict[str, Any] | None, counts: dict[str, int]
-    ) -> Iterator[tuple[Document, dict[str, Any]]]:
+    ) -> Iterator[tuple[Document | None, dict[str, Any]]]:
+        """Each row's document (``None`` if it gives none) and the position after the row."""
         for number, raw, after in self.rows(epoch, row_state):
             counts["rows"] += 1
+            document = None
             try:
                 messages = self.dataset.parse(raw)
+                if messages is not None:
+                    document = self.encoder(messages)
+                counts["left_out"] += document is None
+            except TemplateError:  # not the row's fault
+                raise
             except ValueError as error:
                 counts["malformed"] += 1
                 if self.rank == 0 and counts["malformed"] <= SHOWN:
                     log.warning("skipped malformed row %d of %s: %s", number, type(self.dataset).__name__, error)
                 if counts["rows"] >= ENOUGH_ROWS:
                     self._check_malformed(counts)
-                continue
-            document = self.encoder(messages) if messages is not None else None
-            if document is None:
-                counts["left_out"] += 1
-            else:
-                yield document, after
+            yield document, after
 
     def _check_malformed(self, counts: dict[str, int]) -> None:
         if counts["malformed"] > self.max_malformed * counts["rows"]:

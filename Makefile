@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: demo install test test-slow lint clean
 

@@ -21,12 +21,16 @@ import torch
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # before deepspeed is imported
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional CPU kernels aloud, on import
 
+import torch.distributed as dist
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from peft import PeftConfig
 
 from callbacks import AdapterFile, Checkpoints, Progress, RunRecord, Summary
@@ -37,13 +41,18 @@ from cera.compose import compose
 from cera.data import ChatData, ChatDataset, DataError, TemplateError
 from cera.loggers import MetricsCSV
 from cera.module import CausalLM
+from cera.suggest import with_suggestion
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
 set_parsing_settings(
     subclasses_enabled=[PeftConfig, ChatDataset],  # dataclasses, of which a configuration names one
     omegaconf_absolute_to_relative_paths=True,  # ${model.base} means this subcommand's model
 )
-STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
+
+
+class UsageError(ValueError):
+    """The command line or a configuration file asks for something that cannot be."""
 
 
 class ComposingParser(LightningArgumentParser):
@@ -51,31 +60,27 @@ class ComposingParser(LightningArgumentParser):
 
     def parse_path(self, path: Any, **kwargs: Any) -> Namespace:
         """A file as one configuration, whatever it includes."""
-        import yaml
-
         return self.parse_string(content=yaml.safe_dump(compose(str(path))), path=str(path), **kwargs)
 
 
 class SaveConfig(SaveConfigCallback):
-    """``config.yaml`` in the run directory; a resumed run writes it again."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Only a fit is a run."""
+    """``config.yaml`` in the run directory, as the run was started."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the resolved configuration on the first rank."""
-        if stage == "fit" and trainer.is_global_zero and not self.already_saved:
-            path = Path(trainer.default_root_dir) / "config.yaml"
+        """Write the resolved configuration on the first rank; a resumed run keeps the one that is there."""
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        if stage == "fit" and trainer.is_global_zero and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
-            self.already_saved = True
+            self.parser.save(self.config, str(path), skip_unset=False, multifile=False)
 
 
 class CLI(LightningCLI):
     """LightningCLI with composed files, late interpolation, run directories, and errors before expensive work."""
 
-    run_dir: Path | None = None
+    run_dir: Path
     checkpoints: Checkpoints | None = None
+
+    # Parsing
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """``omegaconf+`` resolves ``${...}`` after the overrides of the command line are in."""
@@ -95,46 +100,71 @@ class CLI(LightningCLI):
         parser.link_arguments("model.base", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and for a key that does not exist say which do."""
+        try:
+            super().parse_arguments(parser, args)
+        except (ArgumentError, ValueError) as error:
+            keys = {action.dest for p in self._subcommand_parsers.values() for action in p._actions}
+            raise UsageError(with_suggestion(str(error), sorted(keys))) from error
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: hyperparameters come from the configuration, never out of a checkpoint."""
 
+    # Before any object is made
+
     def before_instantiate_classes(self) -> None:
-        """Choose the run directory, and find out what is missing, before any object is made."""
+        """Choose the run directory, and find out what is missing."""
         config = self.config[self.subcommand]
         preflight.check(config)
-        if config.checkpoint_every < 0:
-            raise ValueError(f"checkpoint_every must be zero or more, got {config.checkpoint_every}.")
-        last = config.ckpt_path == "last"
-        if self.subcommand == "fit" or last:
-            self.run_dir = run_directory.choose(config.runs, config.name, resume=last)
-            config.trainer.default_root_dir = str(self.run_dir)
-        if last:
-            assert self.run_dir is not None
+        for key in ("checkpoint_every", "answer_tokens"):
+            if config[key] < 0:
+                raise UsageError(f"{key} must be zero or more, got {config[key]}.")
+        resume = config.ckpt_path == "last"
+        try:
+            self.run_dir = run_directory.choose(config.runs, config.name, resume)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        config.trainer.default_root_dir = str(self.run_dir)
+        if resume:
             config.ckpt_path = str(newest_checkpoint(self.run_dir / "checkpoints"))
+        elif config.ckpt_path is not None and not Path(config.ckpt_path).exists():
+            raise CheckpointError(f"ckpt_path must be `last` or a checkpoint; there is none at {config.ckpt_path}.")
+
+    # Model, data and trainer, checked against each other without loading anything
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer, and check them against each other without loading anything."""
-        super().instantiate_classes()
-        if self.subcommand == "fit" and self.trainer.max_steps < 1:
-            if self.datamodule.dataset.streaming:
-                raise ValueError("trainer.max_steps must be set: the length of a stream is not known beforehand.")
-            if self.config[self.subcommand].trainer.max_epochs is None:
-                raise ValueError("trainer.max_steps or trainer.max_epochs must be set.")
-        self.datamodule.check()
-        trainable = self.model.check()
+        """Make the three; nothing is loaded or written yet."""
+        try:
+            super().instantiate_classes()
+            self._check_length()
+            self.datamodule.check()
+            if self.model.adapter_dtype is not None and isinstance(self.trainer.strategy, DeepSpeedStrategy):
+                raise ValueError("model.adapter_dtype: DeepSpeed keeps fp32 master weights itself; leave it unset.")
+            trainable = self.model.check()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UsageError(str(error)) from error
         rank_zero_info(f"{type(self.model.adapter).__name__} trains {trainable:,} parameters of {self.model.base}")
+
+    def _check_length(self) -> None:
+        if self.subcommand != "fit" or self.trainer.max_steps > 0:
+            return
+        if self.trainer.max_steps == 0:
+            raise ValueError("trainer.max_steps must be positive, got 0.")
+        if self.datamodule.dataset.streaming:
+            raise ValueError("trainer.max_steps must be set: the length of a stream is not known beforehand.")
+        if (self.config[self.subcommand].trainer.max_epochs or -1) < 1:
+            raise ValueError("trainer.max_steps or trainer.max_epochs must be set, to a positive number.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks and loggers of a run directory to what the configuration names."""
         config = self.config_init[self.subcommand].trainer
-        extra: list[Callback] = [Progress()]
+        own: list[Callback] = list(config.callbacks or [])
+        extra: list[Callback] = [] if config.enable_progress_bar is False else [Progress()]
         if self.subcommand == "fit":
-            assert self.run_dir is not None
-            self.checkpoints = Checkpoints(
-                self.run_dir / "checkpoints", every=self.config[self.subcommand].checkpoint_every
-            )
-            summary = Summary(self.run_dir, self.config[self.subcommand].answer_tokens)
-            extra += [RunRecord(self.run_dir), AdapterFile(self.run_dir), self.checkpoints, summary]
+            extra += self._fit_callbacks(config)
+            if not any(isinstance(callback, Checkpoint) for callback in own):
+                kwargs["enable_checkpointing"] = False  # Lightning's own; ours is among the callbacks
             if config.logger in (None, True):
                 tensorboard = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
                 resume_from = step_of(self.config[self.subcommand].ckpt_path)
@@ -144,17 +174,40 @@ class CLI(LightningCLI):
         strategy = config.strategy if isinstance(config.strategy, str) else type(config.strategy).__name__
         if not any(name in strategy.lower() for name in STRATEGIES_WITH_OWN_IO):
             kwargs["plugins"] = [*(config.plugins or []), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs, callbacks=[*extra, *(config.callbacks or [])])
+        return super().instantiate_trainer(**kwargs, callbacks=[*extra, *own])
+
+    def _fit_callbacks(self, config: Any) -> list[Callback]:
+        settings = self.config[self.subcommand]
+        found: list[Callback] = [RunRecord(self.run_dir), AdapterFile(self.run_dir)]
+        if config.enable_checkpointing is not False:
+            self.checkpoints = Checkpoints(self.run_dir / "checkpoints", settings.checkpoint_every)
+            found.append(self.checkpoints)
+        return [*found, Summary(self.run_dir, settings.answer_tokens)]  # last, when everything is saved
+
+    # Running
+
+    def after_fit(self) -> None:
+        """Say so if a resumed run had ended already."""
+        if self.checkpoints is not None and not self.checkpoints.started:
+            rank_zero_info(f"Nothing left to do: {self.run_dir} stands at step {self.trainer.global_step}.")
 
     def predict(self, **kwargs: Any) -> None:
         """Answer the held-out prompts; one JSON line each goes to ``predictions.jsonl`` and to the screen."""
         batches = self.trainer.predict(**kwargs) or []
-        path = (self.run_dir or Path()) / "predictions.jsonl"
+        records = [record for batch in batches for record in batch]
+        if self.trainer.world_size > 1:
+            shares: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(shares, records)
+            records = [record for share in shares for record in share]
+        if not self.trainer.is_global_zero:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        path = self.run_dir / "predictions.jsonl"
         with path.open("w") as file:
-            for record in (record for batch in batches for record in batch):
+            for record in records:
                 print(json.dumps(record), file=file)
                 print(f"--- prompt ---\n{record['prompt']}\n--- answer ---\n{record['answer']}\n")
-        print(f"wrote {path}")
+        print(f"wrote {len(records)} answers to {path}")
 
 
 def step_of(checkpoint: str | None) -> int | None:
@@ -165,10 +218,13 @@ def step_of(checkpoint: str | None) -> int | None:
 
 def main(args: list[str]) -> int:
     """Run the command line; returns the exit status: 128 + N after stopping on signal N, 2 after a user's mistake."""
-    _quiet()
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     if not args or (args[0] not in SUBCOMMANDS and args[0] not in ("-h", "--help")):
         args = ["fit", *args]
     sys.argv = [sys.argv[0], *args]  # as Lightning starts the processes of other ranks
+    given_directory = os.environ.get(run_directory.RUN_DIR)
     try:
         cli = CLI(
             CausalLM,
@@ -177,24 +233,22 @@ def main(args: list[str]) -> int:
             seed_everything_default=42,
             auto_configure_optimizers=False,
         )
-    except (ArgumentError, ValueError, preflight.MissingRequirement) as error:
-        return _refuse(error)
-    except (BackboneError, CheckpointError, DataError, TemplateError) as error:
-        return _refuse(error)
+    except (
+        UsageError,
+        BackboneError,
+        CheckpointError,
+        DataError,
+        TemplateError,
+        preflight.MissingRequirement,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if given_directory is None:
+            os.environ.pop(run_directory.RUN_DIR, None)
     if cli.checkpoints is not None and cli.checkpoints.stopped_by is not None:
         return 128 + cli.checkpoints.stopped_by
     return 0
-
-
-def _refuse(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
-def _quiet() -> None:
-    """Leave out what a user can do nothing about; warnings of our own go through."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from cera.strategies import gather
 class AdapterFile(Callback):
     """Writes the adapter whenever a checkpoint is written, and at the end of training.
 
-    The directory loads with ``peft.PeftModel.from_pretrained``. It is replaced as a whole, so a reader finds the old
-    adapter or the new one.
+    The directory loads with ``peft.PeftModel.from_pretrained``. A new one is written beside it and renamed, so there
+    is never half an adapter, and for the moment between two renames none.
 
     Args:
         run_dir: The run directory.
@@ -34,7 +34,10 @@ class AdapterFile(Callback):
 
     def _write(self, trainer: Trainer, pl_module: Any) -> None:
         prefix = "model."  # of the PeftModel in the LightningModule
-        weights = {k.removeprefix(prefix): v for k, v in gather(pl_module.trainable()).items()}
+        trainable = pl_module.trainable()
+        weights = None  # PEFT finds them in the model, with whatever else the method saves, unless ZeRO-3 holds them
+        if any(hasattr(p, "ds_id") for p in trainable.values()):
+            weights = {k.removeprefix(prefix): v for k, v in gather(trainable).items()}
         if not trainer.is_global_zero:
             return
         unfinished, old = self.path.with_name(".adapter.unfinished"), self.path.with_name(".adapter.old")

@@ -1,4 +1,4 @@
-"""When a run is saved: every so many steps, at the end, and when it is asked to stop."""
+"""When a run is saved: before the first step, every so many steps, at the end, and when it is asked to stop."""
 
 import shutil
 import signal
@@ -7,15 +7,16 @@ from types import FrameType
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(Callback):
     """Keeps the newest checkpoint, ``step=N.ckpt``; the one before goes when the newer one is complete.
 
     On the first SIGINT or SIGTERM training is saved after the current step and ends; ``stopped_by`` then tells the
-    program how to exit. A second signal takes its usual effect at once.
+    program how to exit. A second signal takes its usual effect at once, as does one before training, when there is
+    nothing to save.
 
     Args:
         folder: Where checkpoints are kept.
@@ -29,10 +30,19 @@ class Checkpoints(Checkpoint):
         self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._last_step = -1
+        self.started = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Until training starts a SIGTERM ends the process; Lightning's own handler would pass over it."""
+        self._previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the two signals for the time of training."""
+        self.started = True
         self._last_step = trainer.global_step
+        if trainer.global_step == 0:
+            self._save(trainer)  # a run that dies before its first regular checkpoint can be resumed too
+        self._give_back_signals()
         self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -74,7 +84,7 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            for other in self.folder.iterdir():
+            for other in (*self.folder.glob("step=*.ckpt"), *self.folder.glob(".step=*.ckpt.unfinished")):
                 if other != path:
                     shutil.rmtree(other) if other.is_dir() else other.unlink()
 

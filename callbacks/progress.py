@@ -22,7 +22,7 @@ class Progress(ProgressBar):
         self._bar: tqdm | None = None
         self._tokens = 0
         self._seconds = 0.0
-        self._started = 0.0
+        self._mark = time.perf_counter()
         self._enabled = True
 
     def disable(self) -> None:
@@ -36,23 +36,31 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step the run stands at."""
         if self._enabled:
-            total = pl_module._total_steps()  # type: ignore[operator]
+            total = pl_module.total_steps
             wait = self.refresh if sys.stdout.isatty() else 30 * self.refresh
             self._bar = tqdm(
                 total=total, initial=trainer.global_step, desc="train", unit="step", file=sys.stdout, mininterval=wait,
                 dynamic_ncols=True, maxinterval=2 * wait,
             )  # fmt: skip
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock: time spent in validation is not counted in tokens/s."""
-        self._started = time.perf_counter()
+        self._mark = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock: time spent in validation is not counted in tokens/s."""
+        self._seconds += time.perf_counter() - self._mark
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start it again."""
+        self._mark = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance the bar when the optimizer has stepped."""
         self._tokens += batch["n_tokens"]
-        self._seconds += time.perf_counter() - self._started
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._mark = now
         if self._bar is not None and trainer.global_step > self._bar.n:
             shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if "/" in k}
             speed = {"tokens/s": f"{self.tokens_per_second * trainer.world_size:.0f}"}
@@ -61,7 +69,7 @@ class Progress(ProgressBar):
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens (padding not counted) per second of training on this rank, since the start of this process."""
+        """Tokens (padding not counted) per second of training on this rank, waiting for data included."""
         return self._tokens / self._seconds if self._seconds else float("nan")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 class RunRecord(Callback):
-    """Writes ``environment.json`` at the start of a fit, and tells the metrics file where a resumed run goes on.
+    """Writes ``environment.json`` at the start of a fit; a resumed run adds its own behind it, under ``resumed``.
 
     Args:
         run_dir: The run directory.
@@ -40,7 +40,14 @@ class RunRecord(Callback):
         """Called on every rank; the first one writes."""
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(environment(trainer), indent=2) + "\n")
+            record = environment(trainer)
+            if self.path.exists():
+                first = json.loads(self.path.read_text())
+                resumed = {**record, "from_step": trainer.global_step}
+                record = {**first, "resumed": [*first.get("resumed", []), resumed]}
+            unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+            unfinished.write_text(json.dumps(record, indent=2) + "\n")
+            unfinished.replace(self.path)
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a person wants to know when training is over, in a dozen lines."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,17 @@ class Summary(Callback):
             ("perplexity", f"{base} (base) -> {last}, on the held-out rows"),
             ("trainable", f"{trained:,} parameters, {100 * trained / every:.2f}% of {every:,}"),
             ("steps", f"{trainer.global_step}, in {seconds / 60:.1f} minutes{self._speed(trainer)}"),
+            ("skipped", self._skipped(trainer)),
             ("adapter", str(self.run_dir / "adapter")),
             ("logs", f"tensorboard --logdir {self.run_dir}"),
         ]
-        return [f"{name:<12}{value}" for name, value in rows]
+        return [f"{name:<12}{value}" for name, value in rows if value]
+
+    @staticmethod
+    def _skipped(trainer: Trainer) -> str:
+        stream = getattr(trainer.datamodule, "train_stream", None)  # type: ignore[attr-defined]
+        malformed = stream.position["counts"]["malformed"] if stream is not None else 0
+        return f"{malformed} malformed rows so far in this epoch" if malformed else ""
 
     @staticmethod
     def _speed(trainer: Trainer) -> str:
@@ -62,7 +70,7 @@ class Summary(Callback):
         if not self.max_new_tokens or trainer.datamodule is None:  # type: ignore[attr-defined]
             return []
         stream = trainer.datamodule.validation_stream  # type: ignore[attr-defined]
-        messages = next(filter(None, (stream.dataset.parse(raw) for _, raw, _ in stream.rows(0, None))), None)
+        messages = next(filter(_is_single_question, _held_out(stream)), None)
         if messages is None:
             return []
         prompt = stream.encoder.render(messages[:-1], add_generation_prompt=True)
@@ -76,3 +84,17 @@ class Summary(Callback):
             "adapter": after,
         }
         return [f"\n--- {name} ---\n{text.strip()}" for name, text in parts.items()]
+
+
+def _held_out(stream: Any) -> Iterator[list[dict[str, str]]]:
+    for _, raw, _ in stream.rows(0, None):
+        try:
+            messages = stream.dataset.parse(raw)
+        except ValueError:
+            continue  # malformed, and reported by the stream
+        if messages is not None:
+            yield messages
+
+
+def _is_single_question(messages: list[dict[str, str]]) -> bool:
+    return [message["role"] for message in messages][-2:] == ["user", "assistant"]

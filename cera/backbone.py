@@ -8,6 +8,7 @@ A base is named by one string:
 - anything else is a model id on the Hugging Face hub.
 """
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -91,6 +92,7 @@ def _converted(gguf: Path) -> Path:
     return target
 
 
+@functools.cache
 def _cached(gguf: Path) -> Path:
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]

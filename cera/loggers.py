@@ -51,10 +51,16 @@ def _drop_rows_from(path: Path, step: int) -> None:
         return
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or []), [row for row in reader if int(row["step"]) < step]
+        columns, rows = list(reader.fieldnames or []), [row for row in reader if _step(row) < step]
     trimmed = path.with_name(f".{path.name}.unfinished")
     with trimmed.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
     trimmed.replace(path)
+
+
+def _step(row: dict[str, str | None]) -> float:
+    """The row's step; infinity for a last line that was cut off."""
+    value = row.get("step") or ""
+    return int(value) if value.isdigit() else float("inf")

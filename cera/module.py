@@ -4,15 +4,18 @@ import copy
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +26,8 @@ from cera.backbone import Quantization, build_skeleton, load_model, load_tokeniz
 from cera.checkpoint import CheckpointError
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity, generate
+
+UNSUPPORTED = {PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.CPT}
 
 
 class CausalLM(LightningModule):
@@ -95,13 +100,21 @@ class CausalLM(LightningModule):
     def check(self) -> int:
         """Put the adapter on a skeleton of the base, without weights, and count what would be trained.
 
+        Prompt-learning methods are refused: their virtual tokens do not fit packed documents. AdaLoRA is refused
+        until its rank schedule and penalty are part of the training step; it would train silently wrong.
+
         Returns:
             The number of trainable parameters.
 
         Raises:
             ValueError: The adapter does not fit the base; the message names the field and what would fit.
         """
+        if self.adapter.is_prompt_learning or self.adapter.peft_type in UNSUPPORTED:
+            raise ValueError(
+                f"model.adapter: {type(self.adapter).__name__} is not supported by this training step yet."
+            )
         skeleton = build_skeleton(self.base)
+        self._check_names(skeleton)
         try:
             model = get_peft_model(skeleton, self._peft_config(), low_cpu_mem_usage=True)
         except NoMatchingPeftModuleError as error:
@@ -112,6 +125,24 @@ class CausalLM(LightningModule):
             ) from error
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
+    def _check_names(self, skeleton: nn.Module) -> None:
+        """Every name that the adapter lists must be there: PEFT passes over those that are not in silence."""
+        names = [name for name, _ in skeleton.named_modules()]
+        listed = {
+            "target_modules": lambda key, name: f".{name}".endswith(f".{key}"),
+            "modules_to_save": lambda key, name: f".{name}".endswith(f".{key}"),
+            "rank_pattern": lambda key, name: re.match(rf"(.*\.)?({key})$", name) is not None,
+        }
+        for field, matches in listed.items():
+            keys = getattr(self.adapter, field, None)
+            for key in sorted(keys) if isinstance(keys, list | set | dict) else ():
+                if not any(matches(key, name) for name in names):
+                    linear = {n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
+                    raise ValueError(
+                        f"model.adapter.{field}: {key!r} matches nothing in {self.base}. "
+                        f"Its linear modules are {', '.join(sorted(linear))}."
+                    )
+
     def _peft_config(self) -> PeftConfig:
         config = copy.deepcopy(self.adapter)
         config.task_type = TaskType.CAUSAL_LM
@@ -121,8 +152,6 @@ class CausalLM(LightningModule):
         """Load the base and put the adapter in; called once by the trainer, before weights are needed."""
         if self.model is not None:
             return
-        if self.adapter_dtype is not None and hasattr(self.trainer.strategy, "zero_stage_3"):
-            raise ValueError("model.adapter_dtype: DeepSpeed keeps fp32 master weights itself; leave it unset.")
         dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(self.trainer.precision, torch.float32)
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
         with loading():
@@ -137,18 +166,18 @@ class CausalLM(LightningModule):
 
     def to(self, *args: Any, **kwargs: Any) -> "CausalLM":
         """As ``nn.Module.to``, but ``bf16-true`` leaves the adapter in fp32 where asked, and the metric in fp64."""
+        exact = {name: p.data for name, p in self.trainable().items()} if self.adapter_dtype == "float32" else {}
         super().to(*args, **kwargs)
         self.perplexity.set_dtype(torch.float64)
-        if self.adapter_dtype == "float32":
-            for parameter in self.trainable().values():
-                parameter.data = parameter.data.float()
+        for name, parameter in self.trainable().items() if exact else ():
+            parameter.data = exact[name].to(parameter.device, torch.float32)  # not by way of bf16
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, and so the ones in a checkpoint, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
         """The base's tokenizer."""
         return load_tokenizer(self.base)
@@ -184,6 +213,17 @@ class CausalLM(LightningModule):
 
     # Training
 
+    def on_train_start(self) -> None:
+        """Log the perplexity of the base, measured before the first step or kept in the checkpoint of step 0."""
+        if self.base_perplexity is not None and self.trainer.global_step == 0:
+            values = {"val/perplexity": self.base_perplexity, "val/loss": math.log(self.base_perplexity)}
+            for logger in self.loggers:
+                logger.log_metrics(values, step=0)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin to add up the loss of a step."""
+        self._step_nll = 0.0
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by (seed, rank, step, micro-batch).
 
@@ -210,6 +250,11 @@ class CausalLM(LightningModule):
             self._step_nll = 0.0
         return nll * per_token * accumulate * getattr(self.trainer.strategy, "extra_loss_scale", 1)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End with a validation, whenever the last one was: a stopping trainer makes one."""
+        if self.trainer.global_step == self.total_steps:
+            self.trainer.should_stop = True
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter; linear warm-up, then cosine (paper App. A)."""
         trainable = self.trainable().values()
@@ -218,11 +263,13 @@ class CausalLM(LightningModule):
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate, betas=self.betas)
-        steps = self._total_steps()
+        steps = self.total_steps
         schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(self.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _total_steps(self) -> int:
+    @cached_property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run; for a number of epochs, by counting the steps of the first."""
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
         return self.trainer.datamodule.steps_per_epoch() * self.trainer.max_epochs  # type: ignore[attr-defined]
@@ -245,7 +292,6 @@ class CausalLM(LightningModule):
             # the whole set, before the first step, when trainer.num_sanity_val_steps is -1: the base model itself
             if self.trainer.num_sanity_val_steps == math.inf:
                 self.base_perplexity = perplexity.item()
-                self.trainer._logger_connector.log_metrics({k: v.float() for k, v in values.items()}, step=0)
             return
         self.log_dict({k: v.float() for k, v in values.items()}, prog_bar=True, sync_dist=True)
 
@@ -258,27 +304,32 @@ class CausalLM(LightningModule):
         """Greedy answers to the batch's prompts.
 
         Returns:
-            For each document ``prompt``, ``answer`` (the model's) and ``reference`` (the dataset's).
+            For each document ``prompt`` (up to its first answer), ``answer`` (the model's) and ``reference`` (the
+            dataset's first answer).
         """
         assert self.model is not None
-        tokenizer = self.tokenizer
         records = []
         for ids, labels in _documents(batch):
-            answered = (labels != IGNORE).nonzero()
-            if not len(answered):
+            answered = (labels != IGNORE).nonzero().flatten().tolist()
+            if not answered:
                 continue  # padding
-            prompt = tokenizer.decode(ids[: answered[0].item()])
-            answer = generate(self.model, tokenizer, prompt, self.max_new_tokens)
-            reference = tokenizer.decode(labels[labels != IGNORE], skip_special_tokens=True)
-            records.append({"prompt": prompt, "answer": answer, "reference": reference})
+            start = answered[0]
+            end = next((i for i in range(start, len(labels)) if labels[i] == IGNORE), len(labels))
+            answer = generate(self.model, self.tokenizer, ids[:start], self.max_new_tokens)
+            reference = self.tokenizer.decode(ids[start:end], skip_special_tokens=True)
+            records.append({"prompt": self.tokenizer.decode(ids[:start]), "answer": answer, "reference": reference})
         return records
 
     # Checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter only, and note what it belongs to."""
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The adapter only: the base is where it came from, and embeddings tied to the head would slip through."""
         kept = self.trainable()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        prefix = kwargs.get("prefix", "")
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k.removeprefix(prefix) in kept}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the checkpoint belongs to."""
         checkpoint["cera"] = {"identity": self._identity(), "base_perplexity": self.base_perplexity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -297,9 +348,12 @@ class CausalLM(LightningModule):
         self.base_perplexity = checkpoint["cera"]["base_perplexity"]
 
     def _identity(self) -> str:
-        """Base and adapter as sorted JSON: what must agree for weights and optimizer state to mean the same."""
+        """Base, adapter and recipe as sorted JSON: what must agree for the checkpoint's state to mean the same."""
         settings = {k: sorted(v) if isinstance(v, set) else v for k, v in self._peft_config().to_dict().items()}
-        return json.dumps({**settings, "base": self.base}, sort_keys=True, default=str)
+        del settings["peft_version"]
+        recipe = {name: getattr(self, name) for name in ("learning_rate", "weight_decay", "betas", "warmup")}
+        base = str(Path(self.base).resolve()) if Path(self.base).exists() else self.base
+        return json.dumps({**settings, **recipe, "base": base}, sort_keys=True, default=str)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def check(config: Any) -> None:
     ]
     for dataset in (config.data.dataset, config.data.validation):
         arguments = getattr(dataset, "init_args", None)
-        if arguments is not None and not arguments.get("data_files") and "/" in (arguments.get("path") or ""):
-            missing += _on_hub(arguments.path, "dataset", "README.md")
+        if arguments is not None and not arguments.get("data_files") and arguments.get("path"):
+            missing += _on_hub(arguments.path, "dataset", ".gitattributes")
     if missing:
         raise MissingRequirement("this machine lacks:\n" + "".join(f"  - {m}\n" for m in missing) + INSTEAD)
 
@@ -59,24 +59,24 @@ def _on_hub(repo: str, kind: str, file: str) -> list[str]:
     """A line if ``repo`` cannot be read; a local path, a package's file or a copy in the cache need no hub."""
     if repo.startswith(PACKAGE) or repo.endswith(".gguf") or Path(repo).exists():
         return []
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
     try:
-        hf_hub_download(repo, file, repo_type=kind, etag_timeout=5)
+        if isinstance(try_to_load_from_cache(repo, file, repo_type=kind), str):
+            return []
+        get_hf_file_metadata(hf_hub_url(repo, file, repo_type=kind), timeout=5)  # one question, and no retries
     except HFValidationError:
         return [f"the {kind} {repo!r}: neither a local directory nor a name on the Hugging Face hub"]
     except GatedRepoError:
         return [f"the licence of {repo}: accept it at {page}, then log in with `hf auth login`"]
     except RepositoryNotFoundError:
         return [f"the {kind} {repo}: the hub has none of that name, or it is private; try `hf auth login` ({page})"]
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of whichever HTTP library the hub's client uses
         return [f"access to the Hugging Face hub, for the {kind} {repo} ({type(error).__name__}; {page})"]
     return []

@@ -1,4 +1,4 @@
-"""Where a run is kept: ``runs/NAME``, then ``runs/NAME.2``, ... so that no run overwrites another.
+"""Where a run is kept: ``runs/NAME``, then ``runs/NAME@2``, ... so that no run overwrites another.
 
 A run directory holds ``config.yaml``, ``environment.json``, ``metrics.csv``, TensorBoard events, ``checkpoints/`` and
 ``adapter/``: all that studies and notebooks read.
@@ -23,21 +23,24 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
     Args:
         runs: The directory of all runs.
         name: The run's name.
-        resume: Whether an earlier run of that name is to be continued: then the newest with a checkpoint.
+        resume: Whether the newest run of that name is to be continued.
 
     Raises:
         CheckpointError: There is nothing to resume.
-        ValueError: Under an outside launcher, the directory is there already.
+        ValueError: ``name`` cannot be a directory's, or, under an outside launcher, the directory is there already.
     """
+    if not re.fullmatch(r"[\w.=+-]+", name):
+        raise ValueError(f"name must be of letters, digits and . _ = + -, got {name!r}.")
     if RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
     earlier = _numbered(Path(runs), name)
     rank, world_size = _outside_launcher()
     if resume:
-        found = [path for _, path in sorted(earlier.items()) if newest_checkpoint(path / "checkpoints")]
-        if not found:
-            raise CheckpointError(f"--ckpt_path last: no run of the name {name!r} in {runs} has a checkpoint.")
-        chosen = found[-1]
+        if not earlier:
+            raise CheckpointError(f"--ckpt_path last: there is no run of the name {name!r} in {runs}.")
+        chosen = earlier[max(earlier)]
+        if newest_checkpoint(chosen / "checkpoints") is None:
+            raise CheckpointError(f"--ckpt_path last: {chosen} ended before its first checkpoint; start it anew.")
     elif not earlier or world_size > 1:
         chosen = Path(runs) / name
         if chosen in earlier.values() and rank == 0:
@@ -45,7 +48,7 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
                 f"{chosen} holds a run already: give another --name, or continue it with --ckpt_path last."
             )
     else:
-        chosen = Path(runs) / f"{name}.{max(earlier) + 1}"
+        chosen = Path(runs) / f"{name}@{max(earlier) + 1}"
     if world_size == 1:
         os.environ[RUN_DIR] = str(chosen)
     return chosen
@@ -60,6 +63,6 @@ def _outside_launcher() -> tuple[int, int]:
 
 
 def _numbered(runs: Path, name: str) -> dict[int, Path]:
-    pattern = re.compile(re.escape(name) + r"(?:\.(\d+))?")
+    pattern = re.compile(re.escape(name) + r"(?:@(\d+))?")
     matches = ((pattern.fullmatch(path.name), path) for path in (runs.iterdir() if runs.is_dir() else ()))
     return {int(match[1] or 1): path for match, path in matches if match and path.is_dir() and any(path.iterdir())}

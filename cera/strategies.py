@@ -35,7 +35,6 @@ class DeepSpeed(DeepSpeedStrategy):
         if stage not in (0, 1, 2, 3):
             raise ValueError(f"strategy.stage must be 0, 1, 2 or 3, got {stage}.")
         super().__init__(stage=stage, **options)
-        self.exclude_frozen_parameters = True
 
     def _auto_select_batch_size(self) -> int:
         # Used in DeepSpeed's own throughput log only; Lightning would read it off a batch sampler, and there is none.
@@ -115,11 +114,19 @@ class DeepSpeed(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         if not (Path(checkpoint_path) / "checkpoint").is_dir():
             raise CheckpointError(f"{checkpoint_path} is not a whole DeepSpeed checkpoint directory.")
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        try:
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        except CheckpointError:
+            raise
+        except Exception as error:  # torch and DeepSpeed raise many kinds for a truncated file
+            raise CheckpointError(f"{checkpoint_path} is damaged, or of another run ({error!r}).") from error
+        if "cera" not in checkpoint:
+            raise CheckpointError(f"{checkpoint_path} is not a checkpoint of this framework (it has no `cera` entry).")
+        return checkpoint
 
 
 def gather(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Full copies on the CPU of parameters that ZeRO-3 may have partitioned. Every rank must call this.
+    """Full copies on the CPU of parameters that ZeRO-3 has partitioned. Every rank must call this.
 
     Args:
         parameters: By name.
@@ -127,8 +134,6 @@ def gather(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     Returns:
         Tensors by the same names, in the parameters' dtype.
     """
-    if not any(hasattr(p, "ds_id") for p in parameters.values()):
-        return {name: p.detach().cpu().clone() for name, p in parameters.items()}
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(parameters.values())):

@@ -345,10 +345,10 @@ def test_the_first_run_has_the_bare_name(runs) -> None:
 
 
 def test_later_runs_are_numbered_and_overwrite_none(runs) -> None:
-    for expected in ("cera", "cera.2", "cera.3"):
+    for expected in ("cera", "cera@2", "cera@3"):
         assert used(choose(runs)) == runs / expected
-    used(runs / "cera.11")
-    assert choose(runs) == runs / "cera.12"
+    used(runs / "cera@11")
+    assert choose(runs) == runs / "cera@12"
 
 
 def test_other_names_and_empty_directories_do_not_count(runs) -> None:
@@ -365,19 +365,18 @@ def test_a_name_is_no_pattern(runs) -> None:
     assert choose(runs, "ca+") == runs / "ca+"
 
 
-def test_resume_takes_the_newest_run_with_a_checkpoint(runs) -> None:
+def test_resume_takes_the_newest_run_and_never_an_older_one(runs) -> None:
     used(runs / "cera", 40)
-    used(runs / "cera.2", 10)
-    used(runs / "cera.10", 5)
-    used(runs / "cera.11")  # died before its first checkpoint
-    assert choose(runs, resume=True) == runs / "cera.10"
+    used(runs / "cera@2", 10)
+    used(runs / "cera@10", 5)
+    assert choose(runs, resume=True) == runs / "cera@10"
+    used(runs / "cera@11")
+    with pytest.raises(CheckpointError, match="cera@11 ended before its first checkpoint"):
+        choose(runs, resume=True)
 
 
 def test_nothing_to_resume(runs) -> None:
-    with pytest.raises(CheckpointError, match=r"no run of the name 'cera' in .*runs has a checkpoint"):
-        choose(runs, resume=True)
-    used(runs / "cera")
-    with pytest.raises(CheckpointError, match="no run of the name 'cera'"):
+    with pytest.raises(CheckpointError, match=r"there is no run of the name 'cera' in .*runs"):
         choose(runs, resume=True)
     assert run_directory.RUN_DIR not in os.environ
 
@@ -386,7 +385,7 @@ def test_nothing_to_resume(runs) -> None:
 def test_a_started_process_takes_the_directory_that_the_first_one_chose(runs, monkeypatch, resume) -> None:
     used(runs / "cera", 40)
     chosen = choose(runs)
-    assert os.environ[run_directory.RUN_DIR] == str(chosen) == str(runs / "cera.2")
+    assert os.environ[run_directory.RUN_DIR] == str(chosen) == str(runs / "cera@2")
     used(chosen)
     assert run_directory.choose(runs, "cera", resume) == chosen
     monkeypatch.setenv(run_directory.RUN_DIR, str(runs / "elsewhere"))
@@ -422,14 +421,14 @@ def test_an_outside_launcher_does_not_overwrite_a_run(runs, launched) -> None:
 
 def test_processes_of_an_outside_launcher_resume_the_same_run(runs, launched) -> None:
     used(runs / "cera", 10)
-    used(runs / "cera.2", 20)
+    used(runs / "cera@2", 20)
     for rank in (0, 1):
         launched(rank)
-        assert choose(runs, resume=True) == runs / "cera.2"
+        assert choose(runs, resume=True) == runs / "cera@2"
 
 
 def test_a_launcher_of_one_process_numbers_its_runs(runs, launched) -> None:
     used(runs / "cera")
     launched(rank=0, world_size=1)
-    assert choose(runs) == runs / "cera.2"
-    assert os.environ[run_directory.RUN_DIR] == str(runs / "cera.2")
+    assert choose(runs) == runs / "cera@2"
+    assert os.environ[run_directory.RUN_DIR] == str(runs / "cera@2")

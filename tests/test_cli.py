@@ -1,7 +1,9 @@
 import json
 import time
 
+import huggingface_hub
 import pytest
+import torch
 import yaml
 from command_line import command, run, run_here
 from conftest import REPOSITORY
@@ -46,7 +48,13 @@ def test_any_peft_config_by_class_path(printed_config):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("--model.adaptor.init_args.r=3", "adaptor"),
+        ("--model.adaptor.init_args.r=3", "Did you mean model.adapter"),
+        ("--data.foo=1", "There are data.batch_size, data.dataset"),
+        ("--model.adapter.init_args.dropot=0", "Did you mean dropout? It takes"),
+        ("--name=a/b", "name must be of letters"),
+        ("--answer_tokens=-1", "answer_tokens must be zero or more, got -1"),
+        ("--trainer.max_steps=0", "trainer.max_steps must be positive, got 0"),
+        ("--trainer.val_check_interval=0.5 --trainer.check_val_every_n_epoch=null", "val_check_interval"),
         ("--trainer.max_steps=ten", "max_steps"),
         ("--model.adapter.init_args.r=0", "CeraConfig.r must be a positive integer, got 0"),
         ("--model.adapter.init_args.dropout=1.0", "CeraConfig.dropout must be in [0, 1), got 1.0"),
@@ -73,10 +81,14 @@ def test_a_mistake_is_one_clear_error_before_anything_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
-def test_llama3_without_gpu_or_hub_says_what_is_missing_within_seconds():
+def test_llama3_without_gpu_or_hub_says_what_is_missing_within_seconds(monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     start = time.monotonic()
-    printed = run(command("x", "runs", config="configs/cera_r128.yaml")[:4], expect=2)
-    assert time.monotonic() - start < 60
+    status, printed = run_here(monkeypatch, capsys, command("x", "runs", config="configs/cera_r128.yaml")[:4])
+    assert status == 2
+    assert time.monotonic() - start < 20
     for missing in ("CUDA GPU", "meta-llama/Meta-Llama-3-8B", "Open-Orca/SlimOrca", "configs/smol_cera.yaml"):
         assert missing in printed
     assert "Traceback" not in printed
@@ -104,3 +116,32 @@ def test_fit_validate_test_predict(tiny_llama, tmp_path):
     records = [json.loads(line) for line in (run_dir / "predictions.jsonl").read_text().splitlines()]
     assert records
     assert records[0].keys() == {"prompt", "answer", "reference"}
+
+
+def test_two_runs_in_one_process_do_not_share_a_directory(tiny_llama, tmp_path, monkeypatch, capsys):
+    for name in ("dropout0", "dropout0", "dropout0.1"):
+        arguments = [
+            *command(tiny_llama, tmp_path, "--trainer.max_steps=1", "--data.validation_rows=2"),
+            f"--name={name}",
+        ]
+        status, printed = run_here(monkeypatch, capsys, arguments)
+        assert status == 0, printed
+    assert {p.name for p in tmp_path.iterdir()} == {"dropout0", "dropout0@2", "dropout0.1"}
+
+
+def test_odd_rows_cost_neither_the_run_nor_its_checkpoint(tiny_llama, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "chats.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}!"}]}
+        for i in range(200)
+    ]
+    lines = ["{broken", *map(json.dumps, rows)]
+    file.write_text("\ufeff" + "\n".join(lines) + "\n\n", encoding="utf-8")
+    # the broken row is among the held-out ones, where it is half of a percent of all but a quarter of those
+    dataset = ["--data.dataset=cera.data.ChatDataset", f"--data.dataset.init_args.data_files={file}"]
+    options = [*dataset, "--data.dataset.init_args.streaming=true", "--data.validation_rows=4", "--answer_tokens=2"]
+    arguments = [a for a in command(tiny_llama, tmp_path / "runs") if "dataset" not in a]
+    status, printed = run_here(monkeypatch, capsys, [*arguments, "--trainer.max_steps=3", *options])
+    assert status == 0, printed
+    assert "--- adapter ---" in printed
+    assert (tmp_path / "runs" / "test" / "checkpoints" / "step=3.ckpt").exists()

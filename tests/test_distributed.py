@@ -1,8 +1,10 @@
+import json
 import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import command, losses, run
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -59,6 +61,16 @@ def test_two_processes_equal_one(tiny_llama, tmp_path, alone, strategy, precisio
     assert {tuple(w.shape) for n, w in weights.items() if "q_proj.cera_down" in n} == {(64, 8)}
     assert all(w.abs().max() > 0 for w in weights.values())
 
+    if strategy != "ddp":
+        states = next((whole / "checkpoints" / "step=8.ckpt" / "checkpoint").glob("*model_states.pt"))
+        saved = torch.load(states, weights_only=False)["module"]  # our own file, in DeepSpeed's pickle
+        assert saved
+        assert all("cera_" in name for name in saved)
+    if strategy == "zero2":
+        states.write_bytes(states.read_bytes()[:-500])
+        printed = run([*command(tiny_llama, tmp_path / "whole", *options), "--ckpt_path=last"], expect=2)
+        assert "is damaged" in printed
+
     # save and resume: stop at step 6, go on to 8
     shorter = command(tiny_llama, tmp_path / "resumed", *options)
     run([*shorter, "--trainer.limit_train_batches=6", "--trainer.max_epochs=1", "--checkpoint_every=6"])
@@ -66,6 +78,15 @@ def test_two_processes_equal_one(tiny_llama, tmp_path, alone, strategy, precisio
     resumed = tmp_path / "resumed" / "test"
     assert max(losses(resumed)) == 7
     assert_close(resumed, whole, 1e-6 if strategy == "ddp" else 5e-3)
+
+
+def test_two_processes_answer_every_prompt_once(tiny_llama, tmp_path):
+    arguments = command(tiny_llama, tmp_path, *two("ddp"), "--model.max_new_tokens=1")
+    run([*arguments[:2], "predict", *arguments[2:]])
+    prompts = [
+        json.loads(line)["prompt"] for line in (tmp_path / "test" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert len(prompts) == len(set(prompts)) == 8
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])

@@ -3,10 +3,13 @@ import math
 import pytest
 import torch
 from lightning import Trainer
-from peft import LoraConfig
+from lightning.pytorch.callbacks import Callback
+from peft import AdaLoraConfig, LoraConfig, PromptTuningConfig
 from torch.nn import functional as F
 
 import cera
+from callbacks import Checkpoints
+from cera.checkpoint import AtomicCheckpointIO
 from cera.data import ChatData, GSMSymbolic
 from cera.data.chat import IGNORE
 from cera.module import CausalLM
@@ -131,8 +134,8 @@ def test_epochs_are_counted_where_no_number_of_steps_is_given(tiny_llama):
     made = module(tiny_llama)
     fit = trainer(max_steps=-1, max_epochs=2)
     fit.fit(made, source)
-    assert made._total_steps() == 2 * source.steps_per_epoch()
-    assert fit.global_step == pytest.approx(made._total_steps(), abs=2)  # another order may pack a little differently
+    assert made.total_steps == 2 * source.steps_per_epoch()
+    assert fit.global_step == pytest.approx(made.total_steps, abs=2)  # another order may pack a little differently
 
 
 @pytest.mark.parametrize(
@@ -202,3 +205,72 @@ def test_check_counts_what_training_trains(tiny_llama):
     made.trainer = trainer()
     made.configure_model()
     assert counted == sum(p.numel() for p in made.trainable().values())
+
+
+class PowerCut(Exception):
+    pass
+
+
+class FailAfter(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise PowerCut
+
+
+@pytest.mark.parametrize(
+    ("precision", "adapter_dtype"),
+    [("32-true", None), ("bf16-true", None), ("bf16-true", "float32"), ("bf16-mixed", None)],
+)
+@pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_steps": -1, "max_epochs": 1}])
+def test_resumed_training_ends_with_the_same_adapter(tiny_llama, tmp_path, precision, adapter_dtype, length):
+    def fit(folder, *callbacks, ckpt_path=None):
+        made = module(tiny_llama, cera.CeraConfig(r=4, dropout=0.1), adapter_dtype=adapter_dtype)
+        checkpoints = Checkpoints(folder, every=3)
+        plugins = [AtomicCheckpointIO()]
+        fit = trainer(precision=precision, callbacks=[checkpoints, *callbacks], plugins=plugins, **length)
+        fit.fit(made, data(tiny_llama), ckpt_path=ckpt_path)
+        return made
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(PowerCut):
+        fit(tmp_path / "parts", FailAfter(4))
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == ["step=3.ckpt"]
+    resumed = fit(tmp_path / "parts", ckpt_path=tmp_path / "parts" / "step=3.ckpt")
+    assert resumed.total_steps == whole.total_steps
+    for name, parameter in whole.trainable().items():
+        assert torch.equal(parameter, resumed.trainable()[name])
+
+
+def test_training_ends_with_a_validation(tiny_llama):
+    made = module(tiny_llama)
+    seen = []
+    made.on_validation_epoch_end = lambda: seen.append(fit.global_step)
+    fit = trainer(max_steps=5, val_check_interval=3, check_val_every_n_epoch=None)
+    fit.fit(made, data(tiny_llama))
+    assert seen == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        (PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), "PromptTuningConfig is not supported"),
+        (AdaLoraConfig(total_step=10), "AdaLoraConfig is not supported"),
+        (cera.CeraConfig(target_modules=["q_proj", "v_prj"]), "target_modules: 'v_prj' matches nothing"),
+        (cera.CeraConfig(target_modules=["q_proj"], rank_pattern={"nope": 4}), "rank_pattern: 'nope' matches nothing"),
+        (cera.CeraConfig(modules_to_save=["nope"]), "modules_to_save: 'nope' matches nothing"),
+        (cera.CeraConfig(target_modules=".*nope"), "Its linear modules are"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_without_loading(tiny_llama, adapter, expected):
+    with pytest.raises(ValueError, match=expected):
+        module(tiny_llama, adapter).check()
+
+
+def test_checkpoints_delete_only_their_own(tiny_llama, tmp_path):
+    (tmp_path / "best.ckpt").write_text("a user's own")
+    fit = trainer(callbacks=[Checkpoints(tmp_path, every=2)], plugins=[AtomicCheckpointIO()])
+    fit.fit(module(tiny_llama), data(tiny_llama))
+    assert {p.name for p in tmp_path.iterdir()} == {"best.ckpt", "step=4.ckpt"}

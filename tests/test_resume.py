@@ -56,6 +56,16 @@ def test_killed_run_goes_on_as_if_it_had_not_been(tiny_llama, tmp_path, uninterr
     assert_same_run(tmp_path / "test", uninterrupted)
 
 
+def test_killed_before_its_first_regular_checkpoint(tiny_llama, tmp_path, uninterrupted):
+    arguments = command(tiny_llama, tmp_path, "--trainer.max_steps=30", "--checkpoint_every=1000")
+    status, output = start_and_signal(arguments, tmp_path / "test", 1, signal.SIGKILL)
+    assert status == -signal.SIGKILL, output
+    with (tmp_path / "test" / "metrics.csv").open("a") as file:
+        file.write("0,")  # a line that was cut off
+    run([*arguments, "--ckpt_path=last"])
+    assert_same_run(tmp_path / "test", uninterrupted)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_leaves_and_goes_on(tiny_llama, tmp_path, uninterrupted, number):
     arguments = command(tiny_llama, tmp_path, "--trainer.max_steps=30", "--checkpoint_every=1000")
@@ -90,10 +100,14 @@ def test_truncated_and_foreign_checkpoints_are_refused(tiny_llama, tmp_path, uni
     truncated.write_bytes(whole.read_bytes()[:-1000])
     assert "truncated" in refusal(f"--ckpt_path={truncated}")
     assert "r: 8 there, 4 here" in refusal(f"--ckpt_path={whole}", "--model.adapter.init_args.r=4")
+    assert "learning_rate: 0.01 there, 0.1 here" in refusal(f"--ckpt_path={whole}", "--model.learning_rate=0.1")
+    assert "data.max_length: 256 there" in refusal(f"--ckpt_path={whole}", "--data.max_length=128")
+    assert "data.seed: 42 there, 7 here" in refusal(f"--ckpt_path={whole}", "--seed_everything=7")
+    assert "there is none at" in refusal("--ckpt_path=best")
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, foreign)
     assert "not a checkpoint of this framework" in refusal(f"--ckpt_path={foreign}")
-    assert "no run of the name" in refusal("--ckpt_path=last")
+    assert "ended before its first checkpoint" in refusal("--ckpt_path=last")
 
 
 def test_a_checkpoint_holds_the_adapter_only(uninterrupted):

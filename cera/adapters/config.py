@@ -19,7 +19,7 @@ class CeraConfig(PeftConfig):
         activation: Name of the non-linearity, one of ``cera.adapters.ACTIVATIONS``.
         dropout: Probability of dropping a latent unit, in training only, in [0, 1).
         target_modules: Names (matched as suffixes) or one regular expression of the linear modules to adapt.
-            ``None`` takes ``q_proj`` and ``v_proj``, or what plays their part in the model's architecture.
+            ``None`` takes what PEFT takes for LoRA in the model's architecture: queries and values in most.
         exclude_modules: Names or a regular expression of modules to leave alone.
         layers_to_transform: Index or indices of the layers to adapt; ``None`` adapts all.
         layers_pattern: Name of the module list the indices count in, if it has an unusual one.
@@ -78,6 +78,13 @@ class CeraConfig(PeftConfig):
             raise ValueError(f"CeraConfig.scaling must be a finite number, got {self.scaling!r}.")
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ValueError(f"CeraConfig.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            kinds = (list, set, tuple) if name == "modules_to_save" else (list, set, tuple, str)
+            if value is not None and not isinstance(value, kinds):
+                raise ValueError(f"CeraConfig.{name} must be a list of module names, got {value!r}.")
+        if not isinstance(self.init_weights, bool):
+            raise ValueError(f"CeraConfig.init_weights must be true or false, got {self.init_weights!r}.")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("CeraConfig.layers_to_transform needs target_modules as a list, not as a regex.")
         if self.layers_pattern and self.layers_to_transform is None:

@@ -21,7 +21,7 @@ class CeraModel(BaseTuner):
 
     prefix = "cera_"
     tuner_layer_cls = CeraLayer
-    # Queries and values in every architecture PEFT knows, which is the paper's choice for Llama (Section 3.1).
+    # For Llama the queries and values, which is the paper's choice (Section 3.1).
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def _create_and_replace(  # type: ignore[override]  # the config is always this tuner's own

@@ -107,7 +107,7 @@ class ChatEncoder:
                 continue
             turn = self.render(messages[: i + 1])
             if i == 0:  # templates render no prompt without a turn before it
-                prompt = turn[: turn.index(message["content"].strip())]
+                prompt = turn[: turn.rindex(message["content"].strip())]
             else:
                 prompt = self.render(messages[:i], add_generation_prompt=True)
             if not (turn.startswith(prompt) and text.startswith(turn.rstrip())):

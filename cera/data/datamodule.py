@@ -1,7 +1,10 @@
 """The DataModule: a dataset, its held-out rows, a tokenizer, and two streams of batches."""
 
+import dataclasses
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -10,8 +13,9 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from cera.backbone import load_tokenizer
+from cera.checkpoint import CheckpointError
 from cera.data.chat import ChatEncoder
-from cera.data.datasets import ChatDataset
+from cera.data.datasets import ChatDataset, DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 
 SPLIT_SEED = 0
@@ -97,7 +101,7 @@ class ChatData(LightningDataModule):
         train, held_out = self._split()
         self.train_stream = self._stream(self.dataset, train, encoder)
         self.validation_stream = self._stream(self.validation or self.dataset, held_out, encoder)
-        self.validation_stream.accumulate = 1
+        self.validation_stream.max_malformed = 1.0  # a few held-out rows say little of the share; training judges it
         self.train_stream.accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
 
     def _split(self) -> tuple[ShuffledRows, ShuffledRows]:
@@ -109,7 +113,7 @@ class ChatData(LightningDataModule):
         if not isinstance(rows, datasets.Dataset):
             return self._shuffled(rows.skip(n), range(n, sys.maxsize)), self._in_order(rows.take(n))
         if n >= len(rows):
-            raise ValueError(f"data.validation_rows={n} leaves nothing to train on: the dataset has {len(rows)} rows.")
+            raise DataError(f"data.validation_rows={n} leaves nothing to train on: the dataset has {len(rows)} rows.")
         order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
         train, held = (np.sort(part).tolist() for part in (order[n:], order[:n]))
         return self._shuffled(rows.select(train), train), self._in_order(rows.select(held), held)
@@ -161,17 +165,39 @@ class ChatData(LightningDataModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Note the position of a training batch as it is handed to the step; batches read ahead do not count."""
         position = batch.pop("position")
-        if self.trainer is not None and self.trainer.training and self.train_stream is not None:
+        if (
+            position is not None
+            and self.trainer is not None
+            and self.trainer.training
+            and self.train_stream is not None
+        ):
             self.train_stream.position = position.state
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training stream stands. It is the same on every rank."""
+        """Where the training stream stands, which is the same on every rank, and in what."""
         assert self.train_stream is not None
-        return {"position": self.train_stream.position}
+        return {"position": self.train_stream.position, "identity": self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``, on any number of ranks and workers."""
+        """Go on from ``state_dict``, on any number of ranks and workers.
+
+        Raises:
+            CheckpointError: The position is one in other data, or in another order of them.
+        """
+        theirs, ours = json.loads(state_dict["identity"]), json.loads(self._identity())
+        differing = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+        if differing:
+            each = "; ".join(f"data.{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
+            raise CheckpointError(f"the checkpoint is of a run on other data ({each}).")
         self.setup()
         assert self.train_stream is not None
         self.train_stream.position = state_dict["position"]
+
+    def _identity(self) -> str:
+        """What the order of documents depends on, as sorted JSON; not on batch size and number of ranks."""
+        dataset = {"class": type(self.dataset).__name__, **dataclasses.asdict(self.dataset)}
+        dataset["data_files"] = [(path.name, path.stat().st_size) for path in map(Path, self.dataset.files())]
+        names = ("validation_rows", "max_length", "overlong", "packing", "shuffle_buffer", "seed")
+        settings = {name: getattr(self, name) for name in names}
+        return json.dumps({**settings, "dataset": dataset}, sort_keys=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -68,7 +68,11 @@ class ChatDataset:
         if len({Path(file).suffix for file in self.files()}) > 1:
             raise DataError(f"data_files: files of one kind are expected, got {', '.join(self.files())}.")
         if self.files():
-            self._check_columns(next(iter(self.load(streaming=True)), None))
+            try:
+                first = next(iter(self.load(streaming=True)), None)
+            except Exception as error:  # pyarrow and ujson raise many kinds, without the file's name
+                raise DataError(f"data_files: {', '.join(self.files())} cannot be read: {error}") from error
+            self._check_columns(first)
 
     def load(self, streaming: bool | None = None) -> datasets.Dataset | datasets.IterableDataset:
         """The rows, in order. A row of a .jsonl file is ``{"text": line}`` here; ``parse`` makes it a row."""
@@ -76,7 +80,7 @@ class ChatDataset:
         files = self.files()
         if files:
             loader = LOADERS[Path(files[0]).suffix]
-            options = {"encoding_errors": "replace"} if loader == "text" else {}
+            options = {"encoding": "utf-8-sig", "encoding_errors": "replace"} if loader == "text" else {}
             return datasets.load_dataset(loader, data_files=files, split="train", streaming=streaming, **options)
         return datasets.load_dataset(self.path, self.name, split=self.split, streaming=streaming)
 
@@ -102,6 +106,8 @@ class ChatDataset:
         files = self.files()
         if not files or LOADERS[Path(files[0]).suffix] != "text":
             return raw
+        if "\ufffd" in raw["text"]:
+            raise ValueError("not UTF-8")
         try:
             row = json.loads(raw["text"])
         except json.JSONDecodeError as error:
@@ -112,7 +118,7 @@ class ChatDataset:
 
     def _check_columns(self, raw: dict[str, Any] | None) -> None:
         if raw is None:
-            raise DataError(f"data_files: {', '.join(self.files())} has no rows.")
+            raise DataError(f"data_files: {', '.join(self.files())} has no rows; expected {self._expected()}.")
         try:
             row = self._row(raw)
         except ValueError:
@@ -204,7 +210,6 @@ class GSMSymbolic(ChatDataset):
     columns: ClassVar = (("question", "answer"),)
     size: int = 4000
     problem_seed: int = 0
-    path: str | None = field(default="reasoning-gym")
 
     def check(self) -> None:
         if self.size <= 0:

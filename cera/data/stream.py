@@ -107,7 +107,7 @@ class BatchStream(IterableDataset):
     Each item is the dict of ``collate`` and
 
     - ``step_labels``: labelled tokens in the whole step, over all ranks and micro-batches;
-    - ``position``: a ``Position``, from which the stream goes on after this step.
+    - ``position``: in the last micro-batch of a step, a ``Position`` from which the stream goes on after it.
 
     Args:
         dataset: Says how a raw row becomes messages.
@@ -142,6 +142,7 @@ class BatchStream(IterableDataset):
         self.world_size = world_size
         self.max_malformed = max_malformed
         self.position: dict[str, Any] = start_of_epoch(0)
+        self._shown: set[int] = set()
 
     @property
     def packs_per_step(self) -> int:
@@ -151,7 +152,6 @@ class BatchStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         mine, n_workers = _take_worker_info()
         count = 0
-        before = self.position
         for packs, after in self.steps(self.position):
             step_labels = count_labels(packs)
             for i in range(self.accumulate):
@@ -160,10 +160,9 @@ class BatchStream(IterableDataset):
                     share = packs[start : start + self.batch_size] or [[]]
                     batch: dict[str, Any] = collate(share, self.encoder.tokenizer.pad_token_id)
                     batch["step_labels"] = step_labels
-                    batch["position"] = Position(after if i == self.accumulate - 1 else before)
+                    batch["position"] = Position(after) if i == self.accumulate - 1 else None
                     yield batch
                 count += 1
-            before = after
 
     def steps(self, position: dict[str, Any]) -> Iterator[tuple[list[Pack], dict[str, Any]]]:
         """The global stream: the packs of each step, and the position after it, to the end of the epoch.
@@ -227,7 +226,8 @@ class BatchStream(IterableDataset):
                 raise
             except ValueError as error:
                 counts["malformed"] += 1
-                if self.rank == 0 and counts["malformed"] <= SHOWN:
+                if self.rank == 0 and len(self._shown) < SHOWN and number not in self._shown:
+                    self._shown.add(number)
                     log.warning("skipped malformed row %d of %s: %s", number, type(self.dataset).__name__, error)
                 if counts["rows"] >= ENOUGH_ROWS:
                     self._check_malformed(counts)

@@ -78,6 +78,7 @@ class CLI(LightningCLI):
     """LightningCLI with composed files, late interpolation, run directories, and errors before expensive work."""
 
     run_dir: Path
+    resume_from: int | None = None
     checkpoints: Checkpoints | None = None
 
     # Parsing
@@ -127,9 +128,18 @@ class CLI(LightningCLI):
             raise UsageError(str(error)) from error
         config.trainer.default_root_dir = str(self.run_dir)
         if resume:
-            config.ckpt_path = str(newest_checkpoint(self.run_dir / "checkpoints"))
+            self._resume(config)
         elif config.ckpt_path is not None and not Path(config.ckpt_path).exists():
             raise CheckpointError(f"ckpt_path must be `last` or a checkpoint; there is none at {config.ckpt_path}.")
+
+    def _resume(self, config: Namespace) -> None:
+        newest = newest_checkpoint(self.run_dir / "checkpoints")
+        config.ckpt_path = str(newest) if newest else None
+        self.resume_from = step_of(config.ckpt_path) or 0
+        if newest is None and self.subcommand != "fit":
+            raise CheckpointError(f"--ckpt_path last: {self.run_dir} has no checkpoint.")
+        if newest is None:  # the same seed gives what the run that died had done
+            rank_zero_info(f"{self.run_dir} ended before its first checkpoint: it begins again, in the same place.")
 
     # Model, data and trainer, checked against each other without loading anything
 
@@ -167,8 +177,7 @@ class CLI(LightningCLI):
                 kwargs["enable_checkpointing"] = False  # Lightning's own; ours is among the callbacks
             if config.logger in (None, True):
                 tensorboard = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
-                resume_from = step_of(self.config[self.subcommand].ckpt_path)
-                kwargs["logger"] = [tensorboard, MetricsCSV(self.run_dir, resume_from)]
+                kwargs["logger"] = [tensorboard, MetricsCSV(self.run_dir, self.resume_from)]
         elif config.logger is None:
             kwargs["logger"] = False
         strategy = config.strategy if isinstance(config.strategy, str) else type(config.strategy).__name__

@@ -1,4 +1,4 @@
-"""When a run is saved: before the first step, every so many steps, at the end, and when it is asked to stop."""
+"""When a run is saved: every so many steps, at the end, and when it is asked to stop."""
 
 import shutil
 import signal
@@ -40,8 +40,6 @@ class Checkpoints(Callback):
         """Take over the two signals for the time of training."""
         self.started = True
         self._last_step = trainer.global_step
-        if trainer.global_step == 0:
-            self._save(trainer)  # a run that dies before its first regular checkpoint can be resumed too
         self._give_back_signals()
         self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
 

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from cera.checkpoint import CheckpointError, newest_checkpoint
+from cera.checkpoint import CheckpointError
 
 RUN_DIR = "CERA_RUN_DIR"
 """Environment variable by which the first process tells those it starts which directory was chosen."""
@@ -39,8 +39,6 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
         if not earlier:
             raise CheckpointError(f"--ckpt_path last: there is no run of the name {name!r} in {runs}.")
         chosen = earlier[max(earlier)]
-        if newest_checkpoint(chosen / "checkpoints") is None:
-            raise CheckpointError(f"--ckpt_path last: {chosen} ended before its first checkpoint; start it anew.")
     elif not earlier or world_size > 1:
         chosen = Path(runs) / name
         if chosen in earlier.values() and rank == 0:

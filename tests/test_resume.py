@@ -107,7 +107,7 @@ def test_truncated_and_foreign_checkpoints_are_refused(tiny_llama, tmp_path, uni
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, foreign)
     assert "not a checkpoint of this framework" in refusal(f"--ckpt_path={foreign}")
-    assert "ended before its first checkpoint" in refusal("--ckpt_path=last")
+    assert "there is no run of the name" in refusal("--ckpt_path=last", f"--runs={tmp_path / 'none'}")
 
 
 def test_a_checkpoint_holds_the_adapter_only(uninterrupted):

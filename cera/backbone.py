@@ -76,7 +76,6 @@ def _converted(gguf: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
-        del model.config.quantization_config  # the copy is plain fp32
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
         made = Path(folder) / "model"

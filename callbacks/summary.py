@@ -48,12 +48,18 @@ class Summary(Callback):
         rows = [
             ("perplexity", f"{base} (base) -> {last}, on the held-out rows"),
             ("trainable", f"{trained:,} parameters, {100 * trained / every:.2f}% of {every:,}"),
+            ("spectra", self._spectra(trainer)),
             ("steps", f"{trainer.global_step}, in {seconds / 60:.1f} minutes{self._speed(trainer)}"),
             ("skipped", self._skipped(trainer)),
             ("adapter", str(self.run_dir / "adapter")),
             ("logs", f"tensorboard --logdir {self.run_dir}"),
         ]
         return [f"{name:<12}{value}" for name, value in rows if value]
+
+    @staticmethod
+    def _spectra(trainer: Trainer) -> str:
+        rank, ninety = (trainer.callback_metrics.get(f"spectra/{m}/mean") for m in ("effective_rank", "auc_90"))
+        return "" if rank is None else f"effective rank {rank:.1f}, AUC-90 {ninety:.1f}, mean over the adapted layers"
 
     @staticmethod
     def _skipped(trainer: Trainer) -> str:

@@ -565,7 +565,7 @@ def test_state_goes_from_one_data_module_to_another(tmp_path, tiny_llama, kind) 
 def test_a_batch_for_the_model_has_no_position_and_moves_nothing_outside_of_training(tmp_path, tiny_llama) -> None:
     data = chat_data(tmp_path, tiny_llama)
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    assert batch.keys() == {"input_ids", "labels", "position_ids", "n_tokens", "step_labels"}
+    assert batch.keys() == {"input_ids", "labels", "position_ids", "tokens", "n_tokens", "step_labels"}
     assert data.state_dict()["position"] == start_of_epoch(0)
 
 

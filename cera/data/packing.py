@@ -60,8 +60,8 @@ def collate(packs: list[Pack], pad_token_id: int) -> dict[str, Any]:
         pad_token_id: Any valid token id.
 
     Returns:
-        ``input_ids``, ``labels`` and ``position_ids``, each (len(packs), longest) int64, and ``n_tokens``, the
-        number of tokens that are not padding.
+        ``input_ids``, ``labels`` and ``position_ids``, each (len(packs), longest) int64; ``tokens``, of the
+        same shape, False for padding; and ``n_tokens``, how many are True.
     """
     length = max(1, *(_tokens(pack) for pack in packs))
     input_ids = torch.full((len(packs), length), pad_token_id)
@@ -76,8 +76,14 @@ def collate(packs: list[Pack], pad_token_id: int) -> dict[str, Any]:
             position_ids[row, start:end] = torch.arange(len(document))
             start = end
         position_ids[row, start:] = torch.arange(length - start)
-    n_tokens = sum(map(_tokens, packs))
-    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "n_tokens": n_tokens}
+    lengths = torch.tensor([_tokens(pack) for pack in packs])
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "position_ids": position_ids,
+        "tokens": torch.arange(length) < lengths[:, None],
+        "n_tokens": int(lengths.sum()),
+    }
 
 
 def count_labels(packs: list[Pack]) -> int:

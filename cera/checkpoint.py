@@ -1,5 +1,6 @@
 """Checkpoint files that are whole or not there, and are read without unpickling code."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -64,6 +65,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "cera" not in checkpoint:
             raise CheckpointError(f"{path} is not a checkpoint of this framework (it has no `cera` entry).")
         return checkpoint
+
+
+def differences(theirs: str, ours: str) -> list[str]:
+    """Where two JSON objects differ, one line a key: what a checkpoint was made with against what it is loaded into."""
+    there, here = json.loads(theirs), json.loads(ours)
+    keys = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
+    return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys]
 
 
 def sync_directory(folder: Path) -> None:

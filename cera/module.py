@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 import cera.adapters  # noqa: F401  # makes CeRA a PeftConfig like the others
 from cera.backbone import Quantization, build_skeleton, load_model, load_tokenizer
-from cera.checkpoint import CheckpointError
+from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity, generate
 
@@ -118,10 +118,9 @@ class CausalLM(LightningModule):
         try:
             model = get_peft_model(skeleton, self._peft_config(), low_cpu_mem_usage=True)
         except NoMatchingPeftModuleError as error:
-            linear = {n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
             raise ValueError(
                 f"model.adapter.target_modules={getattr(self.adapter, 'target_modules', None)} matches nothing in "
-                f"{self.base}. Its linear modules are {', '.join(sorted(linear))}. ({error})"
+                f"{self.base}. Its linear modules are {_linear_names(skeleton)}. ({error})"
             ) from error
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -137,10 +136,9 @@ class CausalLM(LightningModule):
             keys = getattr(self.adapter, field, None)
             for key in sorted(keys) if isinstance(keys, list | set | dict) else ():
                 if not any(matches(key, name) for name in names):
-                    linear = {n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
                     raise ValueError(
                         f"model.adapter.{field}: {key!r} matches nothing in {self.base}. "
-                        f"Its linear modules are {', '.join(sorted(linear))}."
+                        f"Its linear modules are {_linear_names(skeleton)}."
                     )
 
     def _peft_config(self) -> PeftConfig:
@@ -334,11 +332,8 @@ class CausalLM(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base or adapter, with the reason."""
-        theirs, ours = json.loads(checkpoint["cera"]["identity"]), json.loads(self._identity())
-        differing = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-        if differing:
-            each = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
-            raise CheckpointError(f"the checkpoint is of another run ({each}).")
+        if differing := differences(checkpoint["cera"]["identity"], self._identity()):
+            raise CheckpointError(f"the checkpoint is of another run ({'; '.join(differing)}).")
         weights = checkpoint.get("state_dict")  # DeepSpeed keeps the weights in files of its own, and checks them
         if weights is not None and weights.keys() != self.trainable().keys():
             missing = sorted(self.trainable().keys() - weights.keys())
@@ -354,6 +349,11 @@ class CausalLM(LightningModule):
         recipe = {name: getattr(self, name) for name in ("learning_rate", "weight_decay", "betas", "warmup")}
         base = str(Path(self.base).resolve()) if Path(self.base).exists() else self.base
         return json.dumps({**settings, **recipe, "base": base}, sort_keys=True, default=str)
+
+
+def _linear_names(skeleton: nn.Module) -> str:
+    """The last parts of the names of the linear modules, as text: what ``target_modules`` could name."""
+    return ", ".join(sorted({n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}))
 
 
 @contextmanager

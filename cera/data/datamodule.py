@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from cera.backbone import load_tokenizer
-from cera.checkpoint import CheckpointError
+from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import ChatEncoder
 from cera.data.datasets import ChatDataset, DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
@@ -185,10 +185,8 @@ class ChatData(LightningDataModule):
         Raises:
             CheckpointError: The position is one in other data, or in another order of them.
         """
-        theirs, ours = json.loads(state_dict["identity"]), json.loads(self._identity())
-        differing = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-        if differing:
-            each = "; ".join(f"data.{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
+        if differing := differences(state_dict["identity"], self._identity()):
+            each = "; ".join(f"data.{difference}" for difference in differing)
             raise CheckpointError(f"the checkpoint is of a run on other data ({each}).")
         self.setup()
         assert self.train_stream is not None

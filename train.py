@@ -29,11 +29,11 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from peft import PeftConfig
 
-from callbacks import AdapterFile, Checkpoints, Progress, RunRecord, Summary
+from callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, Summary
 from cera import preflight, run_directory
 from cera.backbone import BackboneError
 from cera.checkpoint import AtomicCheckpointIO, CheckpointError, newest_checkpoint
@@ -226,7 +226,13 @@ def step_of(checkpoint: str | None) -> int | None:
 
 
 def main(args: list[str]) -> int:
-    """Run the command line; returns the exit status: 128 + N after stopping on signal N, 2 after a user's mistake."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0 at the end, 2 after a user's mistake, 3 after ``callbacks.DivergenceGuard`` stopped the run,
+        128 + N after signal N did. The latter two are the first process's: those it started end with 0, for Lightning
+        kills the first one when another ends with anything else.
+    """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -252,10 +258,15 @@ def main(args: list[str]) -> int:
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Diverged as error:
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return 0
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     finally:
         if given_directory is None:
             os.environ.pop(run_directory.RUN_DIR, None)
-    if cli.checkpoints is not None and cli.checkpoints.stopped_by is not None:
+    if cli.checkpoints is not None and cli.checkpoints.stopped_by is not None and cli.trainer.is_global_zero:
         return 128 + cli.checkpoints.stopped_by
     return 0
 

@@ -10,6 +10,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.divergence_guard import Diverged, all_finite
+from cera.checkpoint import newest_checkpoint
+
 
 class Checkpoints(Callback):
     """Keeps the newest checkpoint, ``step=N.ckpt``; the one before goes when the newer one is complete.
@@ -17,6 +20,10 @@ class Checkpoints(Callback):
     On the first SIGINT or SIGTERM training is saved after the current step and ends; ``stopped_by`` then tells the
     program how to exit. A second signal takes its usual effect at once, as does one before training, when there is
     nothing to save.
+
+    A run that ``DivergenceGuard`` stops is saved as it was after its last good step, but behind the batch that it was
+    stopped at, which a resumed run thus passes over. The checkpoint before is kept then: divergence has often begun
+    before it shows.
 
     Args:
         folder: Where checkpoints are kept.
@@ -30,6 +37,8 @@ class Checkpoints(Callback):
         self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._last_step = -1
+        self._loops: dict[str, Any] = {}
+        self._diverged = False
         self.started = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,6 +49,7 @@ class Checkpoints(Callback):
         """Take over the two signals for the time of training."""
         self.started = True
         self._last_step = trainer.global_step
+        self._loops, self._diverged = trainer.fit_loop.state_dict(), False
         self._give_back_signals()
         self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -55,6 +65,7 @@ class Checkpoints(Callback):
         if trainer.global_step == self._last_step:
             return  # in the middle of accumulation
         self._last_step = trainer.global_step
+        self._loops = trainer.fit_loop.state_dict()
         stop = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
         if stop or (self.every and trainer.global_step % self.every == 0):
             self._save(trainer)
@@ -71,17 +82,40 @@ class Checkpoints(Callback):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Save what training diverged from; give the signals back."""
+        if isinstance(exception, Diverged):
+            exception.saved = self._save_diverged(trainer, pl_module)
         self._give_back_signals()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning's counters stand in the middle of the step that diverged: put back those from before it."""
+        if self._diverged:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def _save_diverged(self, trainer: Trainer, pl_module: Any) -> str:
+        """What was saved and how to go on, as text. Called on every rank."""
+        if trainer.global_step == 0:
+            return "Nothing was trained yet, so there is no state to save."
+        weights = (getattr(p, "ds_tensor", p).detach() for p in pl_module.trainable().values())  # ZeRO-3: a rank's part
+        if not trainer.strategy.reduce_boolean_decision(all_finite(weights)):
+            newest = newest_checkpoint(self.folder)
+            return f"The weights are not finite either, and were not saved; the newest checkpoint is {newest}."
+        self._diverged = True
+        self._save(trainer, keep_others=True)
+        path = self._path(trainer)
+        return (
+            f"The state after step {trainer.global_step} is in {path}; --ckpt_path last goes on from it, without the "
+            "batch that came next. If it diverges again, start anew with a lower model.learning_rate."
+        )
 
     def _path(self, trainer: Trainer) -> Path:
         return self.folder / f"step={trainer.global_step}.ckpt"
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, keep_others: bool = False) -> None:
         path = self._path(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not keep_others:
             for other in (*self.folder.glob("step=*.ckpt"), *self.folder.glob(".step=*.ckpt.unfinished")):
                 if other != path:
                     shutil.rmtree(other) if other.is_dir() else other.unlink()

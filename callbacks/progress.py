@@ -1,12 +1,13 @@
 """One progress bar for the whole of training, in optimizer steps: loss, perplexity, tokens/s, time left."""
 
 import sys
-import time
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress import ProgressBar
 from tqdm import tqdm
+
+from cera.throughput import Meter
 
 
 class Progress(ProgressBar):
@@ -20,9 +21,7 @@ class Progress(ProgressBar):
         super().__init__()
         self.refresh = refresh
         self._bar: tqdm | None = None
-        self._tokens = 0
-        self._seconds = 0.0
-        self._mark = time.perf_counter()
+        self._meter = Meter()
         self._enabled = True
 
     def disable(self) -> None:
@@ -43,24 +42,19 @@ class Progress(ProgressBar):
                 dynamic_ncols=True, maxinterval=2 * wait,
             )  # fmt: skip
 
-        self._mark = time.perf_counter()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self._meter.start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock: time spent in validation is not counted in tokens/s."""
-        self._seconds += time.perf_counter() - self._mark
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start it again."""
-        self._mark = time.perf_counter()
+        """Stop it: time spent in validation is not counted in tokens/s."""
+        self._meter.pause()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance the bar when the optimizer has stepped."""
-        self._tokens += batch["n_tokens"]
-        now = time.perf_counter()
-        self._seconds += now - self._mark
-        self._mark = now
+        self._meter.add(batch)
         if self._bar is not None and trainer.global_step > self._bar.n:
             shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if "/" in k}
             speed = {"tokens/s": f"{self.tokens_per_second * trainer.world_size:.0f}"}
@@ -70,7 +64,7 @@ class Progress(ProgressBar):
     @property
     def tokens_per_second(self) -> float:
         """Tokens (padding not counted) per second of training on this rank, waiting for data included."""
-        return self._tokens / self._seconds if self._seconds else float("nan")
+        return self._meter.tokens_per_second
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""

@@ -1,7 +1,6 @@
 """What a person wants to know when training is over, in a dozen lines."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,32 +74,11 @@ class Summary(Callback):
     def _examples(self, trainer: Trainer, module: Any) -> list[str]:
         if not self.max_new_tokens or trainer.datamodule is None:  # type: ignore[attr-defined]
             return []
-        stream = trainer.datamodule.validation_stream  # type: ignore[attr-defined]
-        messages = next(filter(_is_single_question, _held_out(stream)), None)
-        if messages is None:
+        question = next(trainer.datamodule.questions(), None)  # type: ignore[attr-defined]
+        if question is None:
             return []
-        prompt = stream.encoder.render(messages[:-1], add_generation_prompt=True)
         with module.model.disable_adapter():
-            before = generate(module.model, stream.encoder.tokenizer, prompt, self.max_new_tokens)
-        after = generate(module.model, stream.encoder.tokenizer, prompt, self.max_new_tokens)
-        parts = {
-            "problem": messages[-2]["content"],
-            "reference": messages[-1]["content"],
-            "base": before,
-            "adapter": after,
-        }
+            before = generate(module.model, module.tokenizer, question.prompt, self.max_new_tokens)
+        after = generate(module.model, module.tokenizer, question.prompt, self.max_new_tokens)
+        parts = {"problem": question.problem, "reference": question.reference, "base": before, "adapter": after}
         return [f"\n--- {name} ---\n{text.strip()}" for name, text in parts.items()]
-
-
-def _held_out(stream: Any) -> Iterator[list[dict[str, str]]]:
-    for _, raw, _ in stream.rows(0, None):
-        try:
-            messages = stream.dataset.parse(raw)
-        except ValueError:
-            continue  # malformed, and reported by the stream
-        if messages is not None:
-            yield messages
-
-
-def _is_single_question(messages: list[dict[str, str]]) -> bool:
-    return [message["role"] for message in messages][-2:] == ["user", "assistant"]

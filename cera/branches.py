@@ -1,18 +1,29 @@
 """Where in a PEFT model the activations lie that ``cera.spectral`` measures.
 
-For CeRA and LoRA the latent is the input of the down-projection, and the update follows from it and the weight. DoRA's
-update is defined as its output minus the base's, ``(m / ||W0 + s B A|| - 1) W0 x + m / ||W0 + s B A|| s B A x``; it
-has no latent of width r, nor have methods that are not known here: theirs is the layer's output minus that of its
-base layer, which in bf16 carries the rounding of the sum.
+For CeRA and the LoRA family the latent is the input of the down-projection, and the update follows from it and the
+weight. DoRA's update is defined as its output minus the base's, ``(m / ||W0 + s B A|| - 1) W0 x +
+m / ||W0 + s B A|| s B A x``; it has no latent of width r, nor have methods that are not known here: theirs is the
+layer's output minus that of its base layer, which in bf16 carries the rounding of the sum.
+
+A PiSSA adapter starts with the principal part of the weight in its B A: its update is that of the adapter, not what
+has changed since the base.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from cera.spectral import SpectrumAccumulator, weight_spectrum
+
+Quantity = Literal["update", "latent", "weight"]
+"""Which matrix is measured (see ``cera.spectral``)."""
+
+EPSILON = 1e-5
+"""AdaLoRA adds it to the number of ranks that it divides by."""
 
 
 @dataclass
@@ -22,14 +33,44 @@ class Branch:
     Attributes:
         name: Of the layer in the model, without PEFT's wrapping.
         listen: Registers a function that gets the activations (..., k) at each forward; returns the hooks' handles.
+        rank: The adapter's r in this layer; ``None`` if it has none.
         down: ``W_down`` (d, r) if the activations are the latent; ``None`` if they are the update itself.
+        up: For linear adapters ``W_up`` (r, in), so that ``scaling * down @ up`` is the update's weight.
+        diagonal: AdaLoRA's E (r, 1), a factor on the rows of ``up``.
         scaling: The factor on the update, 1 if it is in the activations already.
     """
 
     name: str
     listen: Callable[[Callable[[Tensor], None]], list[RemovableHandle]]
+    rank: int | None = None
     down: Tensor | None = None
+    up: Tensor | None = None
+    diagonal: Tensor | None = None
     scaling: float = 1.0
+
+    def spectra(
+        self,
+        stream: SpectrumAccumulator,
+        quantities: Collection[Quantity],
+        whole: Callable[[Tensor], Tensor] = lambda weight: weight,
+    ) -> dict[Quantity, Tensor]:
+        """The singular values (k,) of each of ``quantities`` that the branch has.
+
+        Args:
+            stream: What has seen the branch's activations.
+            quantities: Of ``update``, ``latent`` and ``weight``.
+            whole: Makes a weight whole that is spread over ranks.
+        """
+        found: dict[Quantity, Tensor] = {}
+        down = None if self.down is None else whole(self.down)
+        if "update" in quantities:
+            found["update"] = stream.singular_values(down, self.scaling)
+        if "latent" in quantities and down is not None:
+            found["latent"] = stream.singular_values()
+        if "weight" in quantities and down is not None and self.up is not None:
+            up = whole(self.up) if self.diagonal is None else whole(self.up) * whole(self.diagonal)
+            found["weight"] = weight_spectrum(down, up, self.scaling)
+        return found
 
 
 def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
@@ -41,22 +82,67 @@ def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
     ]
 
 
+def layer_labels(names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Layer number and module of each name: ``model.layers.7.self_attn.q_proj`` is (7, ``q_proj``).
+
+    The module is the name's last part if that tells all apart, else all that follows the number.
+    """
+    parts = {name: _split_at_number(name) for name in names}
+    short = {name: (number, rest.rpartition(".")[2]) for name, (number, rest) in parts.items()}
+    return short if len(set(short.values())) == len(short) else parts
+
+
+def _split_at_number(name: str) -> tuple[int, str]:
+    words = name.split(".")
+    number = next((i for i, word in enumerate(words) if word.isdigit()), None)
+    return (0, name) if number is None else (int(words[number]), ".".join(words[number + 1 :]))
+
+
 def _branch(name: str, layer: Any, adapter: str) -> Branch:
+    rank = layer.r.get(adapter) if isinstance(getattr(layer, "r", None), dict) else None
     if adapter in getattr(layer, "cera_down", {}):
-        return _latent(name, layer.cera_down[adapter], layer.scaling[adapter])
+        linear = isinstance(layer.cera_activation[adapter], nn.Identity)
+        return Branch(
+            name,
+            # before dropout, so that a training batch shows the latent whole
+            lambda receive: [_on_output(layer.cera_activation[adapter], receive)],
+            rank,
+            layer.cera_down[adapter].weight,
+            layer.cera_up[adapter].weight if linear else None,
+            scaling=layer.scaling[adapter],
+        )
+    if adapter in getattr(layer, "lora_E", {}):
+        return _adalora(name, layer, adapter)
     if adapter in getattr(layer, "lora_magnitude_vector", {}):
-        return Branch(name, lambda receive: [_on_output(layer.lora_magnitude_vector[adapter], receive)])
-    down = getattr(layer, "lora_B", {})
-    if adapter in down and isinstance(down[adapter], nn.Linear):
-        return _latent(name, down[adapter], layer.scaling[adapter])
-    return Branch(name, lambda receive: _difference(layer, receive))
+        return Branch(name, lambda receive: [_on_output(layer.lora_magnitude_vector[adapter], receive)], rank)
+    plain = adapter in getattr(layer, "lora_B", {}) and adapter not in layer.lora_variant
+    if plain and isinstance(down := layer.lora_B[adapter], nn.Linear):
+        return Branch(
+            name,
+            lambda receive: [down.register_forward_pre_hook(lambda _, args: receive(args[0]))],
+            rank,
+            down.weight,
+            layer.lora_A[adapter].weight,
+            scaling=layer.scaling[adapter],
+        )
+    return Branch(name, lambda receive: _difference(layer, receive), rank)
 
 
-def _latent(name: str, down: nn.Linear, scaling: float) -> Branch:
-    def listen(receive: Callable[[Tensor], None]) -> list[RemovableHandle]:
-        return [down.register_forward_pre_hook(lambda _, args: receive(args[0]))]
+def _adalora(name: str, layer: Any, adapter: str) -> Branch:
+    up, diagonal, down = (getattr(layer, f"lora_{letter}")[adapter] for letter in "AEB")
 
-    return Branch(name, listen, down.weight, scaling)
+    def latent(x: Tensor) -> Tensor:
+        return x.to(up.dtype) @ (up * diagonal).T
+
+    return Branch(
+        name,
+        lambda receive: [layer.base_layer.register_forward_pre_hook(lambda _, args: receive(latent(args[0])))],
+        int(up.shape[0]),
+        down,
+        up,
+        diagonal,
+        layer.scaling[adapter] / (float(layer.ranknum[adapter]) + EPSILON),
+    )
 
 
 def _on_output(module: nn.Module, receive: Callable[[Tensor], None]) -> RemovableHandle:

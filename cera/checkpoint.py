@@ -74,6 +74,14 @@ def differences(theirs: str, ours: str) -> list[str]:
     return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys]
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` by way of a file beside it, so that it is never half there; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
 def sync_directory(folder: Path) -> None:
     """Make renames in ``folder`` outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -55,3 +55,15 @@ def gsm8k() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no GSM8K files in {folder}; set CERA_DATA_DIR to the folder that holds gsm8k/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_runs(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two finished runs of the tiny Llama: ``cera`` and ``lora``, r=8, three validations each."""
+    from command_line import command, run  # which needs this module
+
+    runs = tmp_path_factory.mktemp("two_runs")
+    for name in ("cera", "lora"):
+        options = [f"--name={name}", "--trainer.max_steps=12", "--trainer.num_sanity_val_steps=-1"]
+        run(command(tiny_llama, runs, *options, config=f"configs/smol_{name}.yaml"))
+    return runs

@@ -1,8 +1,11 @@
 import math
+import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,3 +142,27 @@ def test_errors():
         stream.update(torch.ones(2, 4))
     with pytest.raises(ValueError, match="fraction"):
         energy_rank(torch.ones(3), 0.0)
+
+
+def on_one_of_two_ranks(rank: int, port: int) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rows, r, d = rng.integers(2, 60), rng.integers(1, 24), rng.integers(1, 40)
+        z = rng.normal(size=(rows, r)) * np.logspace(0, -5 * rng.random(), r)
+        down = rng.normal(size=(d, r))
+        share = slice(0, rows // 3) if rank == 0 else slice(rows // 3, rows)  # of rank 0 sometimes nothing
+        stream = SpectrumAccumulator()
+        if len(z[share]):
+            stream.update(torch.tensor(z[share]))
+        stream.all_reduce()
+        assert stream.rows == rows
+        assert_same_spectrum(stream.singular_values(torch.tensor(down), 0.5), 0.5 * z @ down.T)
+    dist.destroy_process_group()
+
+
+def test_two_ranks_have_the_spectrum_of_all_rows():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(on_one_of_two_ranks, args=(port,), nprocs=2)

@@ -1,16 +1,18 @@
+import csv
+import re
+
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from fitting import fit
+from lightning import Callback
 from peft import LoHaConfig, LoraConfig
-from safetensors.torch import load_file
 
 import cera
 from callbacks import SpectralTracker
 from cera.branches import find_branches
-from cera.data import ChatData, GSMSymbolic
-from cera.module import CausalLM
 from cera.spectral import effective_rank, energy_rank
+from cera.studies.runs import curve, read_spectra
 
 ADAPTERS = {
     "cera": cera.CeraConfig(r=8, dropout=0.1, scaling=0.5),
@@ -20,23 +22,19 @@ ADAPTERS = {
 }
 
 
-def fit(base, adapter, folder, callbacks):
-    torch.manual_seed(0)
-    made = CausalLM(base, adapter, learning_rate=0.01)
-    data = ChatData(GSMSymbolic(size=40), base, validation_rows=8, max_length=192, batch_size=2)
-    trainer = Trainer(
-        accelerator="cpu", devices=1, max_steps=4, val_check_interval=2, check_val_every_n_epoch=None,
-        num_sanity_val_steps=-1, callbacks=callbacks, default_root_dir=folder, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(made, data)
-    return made, data, trainer
+def curves(folder, prefix):
+    """Column -> {step: value} of metrics.csv, for the columns that begin with ``prefix``."""
+    with (folder / "metrics.csv").open() as file:
+        names = [name for name in csv.DictReader(file).fieldnames if name.startswith(prefix)]
+    return {name: curve(folder / "metrics.csv", name) for name in names}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_tracked_spectra_are_those_of_the_layers_outputs_minus_the_bases(tiny_llama, tmp_path, name):
-    made, data, trainer = fit(tiny_llama, ADAPTERS[name], tmp_path, [SpectralTracker(batches=2)])
-    spectra = load_file(tmp_path / "spectra" / "step=4.safetensors")
+    made, data, trainer = fit(tiny_llama, tmp_path, [SpectralTracker(batches=2)], adapter=ADAPTERS[name])
+    found = read_spectra(tmp_path / "spectra" / "step=4.safetensors")
+    spectra = found.values["update"]
+    assert ("latent" in found.values) == (name in ("cera", "lora"))
     assert sorted(p.name for p in (tmp_path / "spectra").iterdir()) == ["step=2.safetensors", "step=4.safetensors"]
     assert len(spectra) == len(find_branches(made.model)) == 8
 
@@ -55,23 +53,81 @@ def test_tracked_spectra_are_those_of_the_layers_outputs_minus_the_bases(tiny_ll
     measured = spectra[layer_name].numpy()
     np.testing.assert_allclose(measured, expected[: len(measured)], rtol=1e-3, atol=1e-4 * expected[0])
     metrics = trainer.callback_metrics
-    assert metrics[f"spectra/effective_rank/{layer_name}"] == pytest.approx(effective_rank(spectra[layer_name]))
+    logged = metrics["spectra_by_layer/effective_rank/q_proj/01"]
+    assert logged == pytest.approx(effective_rank(spectra[layer_name]))
+    queries = [effective_rank(spectra[f"model.layers.{i}.self_attn.q_proj"]) for i in range(4)]
+    assert metrics["spectra/effective_rank/q_proj"] == pytest.approx(np.mean(queries))
+    everywhere = np.mean([effective_rank(s) for s in spectra.values()])
+    assert metrics["spectra/effective_rank_over_r/mean"] == pytest.approx(everywhere / ADAPTERS[name].r)
     assert metrics["spectra/auc_90/mean"] == pytest.approx(np.mean([energy_rank(s) for s in spectra.values()]))
 
 
 def test_tracking_changes_no_number_of_the_training(tiny_llama, tmp_path):
-    with_tracker, without = (
-        fit(tiny_llama, ADAPTERS["cera"], tmp_path, callbacks)[0] for callbacks in ([SpectralTracker()], [])
-    )
+    with_tracker, without = (fit(tiny_llama, tmp_path, callbacks)[0] for callbacks in ([SpectralTracker()], []))
     for name, parameter in without.trainable().items():
         assert torch.equal(parameter, with_tracker.trainable()[name])
 
 
 def test_no_hook_is_left_behind(tiny_llama, tmp_path):
-    made, _, _ = fit(tiny_llama, ADAPTERS["lora"], tmp_path, [SpectralTracker()])
+    made, _, _ = fit(tiny_llama, tmp_path, [SpectralTracker()], adapter=ADAPTERS["lora"])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in made.model.modules())
 
 
-def test_errors():
-    with pytest.raises(ValueError, match=r"SpectralTracker\.batches must be at least 1, got 0"):
-        SpectralTracker(0)
+def test_every_n_training_steps(tiny_llama, tmp_path):
+    """On the steps' own micro-batches, with gradient checkpointing, which runs the forward twice."""
+    tracker = SpectralTracker(quantities=["update", "latent", "weight"], every_n_steps=3)
+    options = {"max_steps": 7, "accumulate_grad_batches": 2, "log_every_n_steps": 50, "gradient_checkpointing": True}
+    seen = []
+    tracker.on_before_optimizer_step = lambda *args: seen.append({s.rows for s in tracker._streams.values()})
+    fit(tiny_llama, tmp_path, [tracker], adapter=ADAPTERS["lora"], **options)
+    files = sorted(p.name for p in (tmp_path / "spectra").iterdir())
+    assert files == ["step=3.safetensors", "step=6.safetensors"]
+    found = read_spectra(tmp_path / "spectra" / "step=6.safetensors")
+    assert found.values.keys() == {"update", "latent", "weight"}
+    for column in curves(tmp_path, "spectra/effective_rank/").values():
+        assert sorted(column) == [3, 6]
+    assert [bool(rows) for rows in seen] == [False, False, True] * 2 + [False]
+    assert all(200 < rows <= 2 * 2 * 192 for of in seen for rows in of)  # two micro-batches of two packs, once
+
+
+def test_the_cost_is_logged(tiny_llama, tmp_path):
+    fit(tiny_llama, tmp_path, [SpectralTracker()])
+    costs = curves(tmp_path, "spectra/cost")["spectra/cost"]
+    assert sorted(costs) == [2, 4]
+    assert all(0 < cost < 1 for cost in costs.values())
+
+
+def test_activations_that_are_not_finite_are_named_and_stop_nothing(tiny_llama, tmp_path):
+    class Poison(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            if trainer.sanity_checking:
+                return
+            layer = pl_module.model.get_submodule("base_model.model.model.layers.2.self_attn.q_proj")
+            layer.cera_up["default"].weight.data.fill_(float("nan"))
+
+    with pytest.warns(UserWarning, match=r"No spectra at step 2: NaN .* model\.layers\.2\.self_attn\.q_proj"):
+        _, _, trainer = fit(tiny_llama, tmp_path, [Poison(), SpectralTracker()])
+    assert trainer.global_step == 4
+    assert not list(tmp_path.glob("spectra/*"))
+
+
+def test_a_resumed_run_writes_later_spectra_again(tiny_llama, tmp_path):
+    (tmp_path / "spectra").mkdir()
+    (tmp_path / "spectra" / "step=9.safetensors").write_bytes(b"of steps after the checkpoint")
+    fit(tiny_llama, tmp_path, [SpectralTracker()])
+    files = sorted(p.name for p in (tmp_path / "spectra").iterdir())
+    assert files == ["step=2.safetensors", "step=4.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": 0}, "SpectralTracker.batches must be at least 1, got 0."),
+        ({"every_n_steps": 0}, "SpectralTracker.every_n_steps must be at least 1, got 0."),
+        ({"quantities": ["updates"]}, "SpectralTracker.quantities must be of update, latent, weight, got ['updates']."),
+        ({"quantities": []}, "SpectralTracker.quantities must be of update, latent, weight, got []."),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SpectralTracker(**arguments)

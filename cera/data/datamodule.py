@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -20,6 +20,20 @@ from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 
 SPLIT_SEED = 0
 """Seed of the held-out rows. Not the run's: every run of a study is validated on the same rows."""
+
+
+class Question(NamedTuple):
+    """A held-out conversation that ends in a question and its answer.
+
+    Attributes:
+        prompt: All before the answer, rendered with the chat template.
+        problem: The question itself.
+        reference: The dataset's answer.
+    """
+
+    prompt: str
+    problem: str
+    reference: str
 
 
 class ChatData(LightningDataModule):
@@ -161,6 +175,19 @@ class ChatData(LightningDataModule):
     def _loader(self, stream: BatchStream | None) -> DataLoader:
         assert stream is not None, "setup() comes first"
         return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+
+    def questions(self) -> Iterator[Question]:
+        """The questions among the held-out rows, in order: to ask a model, and look at its answers."""
+        stream = self.validation_stream
+        assert stream is not None, "setup() comes first"
+        for _, raw, _ in stream.rows(0, None):
+            try:
+                messages = stream.dataset.parse(raw) or []
+                if [message["role"] for message in messages][-2:] == ["user", "assistant"]:
+                    prompt = stream.encoder.render(messages[:-1], add_generation_prompt=True)
+                    yield Question(prompt, messages[-2]["content"], messages[-1]["content"])
+            except ValueError:
+                continue  # malformed, and reported by the stream
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Note the position of a training batch as it is handed to the step; batches read ahead do not count."""

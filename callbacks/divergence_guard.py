@@ -1,0 +1,103 @@
+"""Stops a run that went wrong, before the step that would spoil its weights."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from cera.checkpoint import write_text
+from cera.studies.runs import DIVERGED
+
+
+class Diverged(RuntimeError):
+    """Training was stopped by ``DivergenceGuard``.
+
+    Attributes:
+        step: Optimizer steps done.
+        loss: The loss that it was stopped for, or that stands beside what it was stopped for, in nats per token.
+        learning_rate: Of the step that was not made.
+        reason: What was wrong.
+        saved: What became of the state, as a sentence; ``Checkpoints`` fills it in.
+    """
+
+    def __init__(self, step: int, loss: float, learning_rate: float, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step
+        self.loss = loss
+        self.learning_rate = learning_rate
+        self.reason = reason
+        self.saved = "Checkpoints are off, so the state was not saved."
+
+    def __str__(self) -> str:
+        numbers = f"loss {self.loss:g}, learning rate {self.learning_rate:g}"
+        return f"training diverged after step {self.step}: {self.reason} ({numbers}). {self.saved}"
+
+
+class DivergenceGuard(Callback):
+    """Raises ``Diverged`` for a loss that is NaN, infinite or over a threshold, or a gradient that is not finite.
+
+    It looks at the loss of the whole step, over all ranks and micro-batches, after the backward pass and before the
+    optimizer's step, so the weights are still those before it; every rank raises at the same step. ``Checkpoints``
+    then saves that state, and ``diverged.json`` in the run directory says what happened, until the run goes on.
+    DeepSpeed keeps gradients to itself: there only the loss is looked at. Loss scaling (16-mixed) handles infinite
+    gradients by skipping the step, and is left to. A validation perplexity that is not finite stops the run too.
+
+    Args:
+        max_loss: Largest training loss in nats per token; ``None`` allows any that is finite.
+
+    Raises:
+        ValueError: ``max_loss`` is not positive.
+    """
+
+    def __init__(self, max_loss: float | None = None) -> None:
+        if max_loss is not None and not max_loss > 0:
+            raise ValueError(f"DivergenceGuard.max_loss must be a positive number, got {max_loss}.")
+        self.max_loss = max_loss
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on has not diverged."""
+        if trainer.is_global_zero:
+            (Path(trainer.default_root_dir) / DIVERGED).unlink(missing_ok=True)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the step. (DeepSpeed calls this for each micro-batch; until the last, the loss is that before.)"""
+        logged = trainer.callback_metrics.get("train/loss")  # of this step already, and the mean over ranks
+        loss = math.nan if logged is None else float(logged)
+        if logged is not None and not math.isfinite(loss):
+            self._stop(trainer, loss, f"train/loss is {loss}")
+        if self.max_loss is not None and loss > self.max_loss:
+            self._stop(trainer, loss, f"train/loss is over max_loss={self.max_loss:g}")
+        if isinstance(trainer.strategy, DeepSpeedStrategy) or getattr(trainer.precision_plugin, "scaler", None):
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if trainer.strategy.reduce_boolean_decision(not all_finite(gradients), all=False):
+            self._stop(trainer, loss, "a gradient is not finite")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the perplexity, in a fit."""
+        perplexity = float(trainer.callback_metrics.get("val/perplexity", 1.0))  # none before training
+        if trainer.state.fn == "fit" and not math.isfinite(perplexity):
+            self._stop(trainer, float(trainer.callback_metrics["val/loss"]), f"val/perplexity is {perplexity}")
+
+    def _stop(self, trainer: Trainer, loss: float, reason: str) -> None:
+        step, learning_rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
+        if trainer.is_global_zero:
+            # JSON knows no NaN; float() takes the string as well
+            number = loss if math.isfinite(loss) else str(loss)
+            record = {"step": step, "loss": number, "learning_rate": learning_rate, "reason": reason}
+            write_text(Path(trainer.default_root_dir) / DIVERGED, json.dumps(record, indent=2) + "\n")
+        raise Diverged(step, loss, learning_rate, reason)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in any of ``tensors`` is NaN or infinite."""
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    return bool(torch.isfinite(get_total_norm(filled, norm_type=math.inf)))  # the largest number; one wait for a GPU

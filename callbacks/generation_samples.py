@@ -1,0 +1,71 @@
+"""Shows how the answers to the same few problems change through training."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cera.checkpoint import write_text
+from cera.data.datamodule import Question
+from cera.evaluation import generate
+
+
+class GenerationSamples(Callback):
+    """Answers the first held-out questions greedily before the first step (the base) and at each validation.
+
+    Keeps ``samples/step=N.jsonl`` in the run directory, one line a question with ``problem``, ``reference`` and
+    ``answer``, and shows the same as text in TensorBoard.
+
+    Args:
+        problems: How many questions.
+        max_new_tokens: Longest answer, in tokens.
+
+    Raises:
+        ValueError: A number is less than 1.
+    """
+
+    def __init__(self, problems: int = 2, max_new_tokens: int = 128) -> None:
+        for name, value in (("problems", problems), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise ValueError(f"GenerationSamples.{name} must be at least 1, got {value}.")
+        self.problems = problems
+        self.max_new_tokens = max_new_tokens
+        self._questions: list[Question] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Choose the questions; a run that begins here answers them with the base."""
+        self._questions = list(islice(trainer.datamodule.questions(), self.problems))  # type: ignore[attr-defined]
+        if trainer.global_step == 0:
+            self._answer(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Answer them. (Before training there are none yet, so the sanity check passes.)"""
+        self._answer(trainer, pl_module)
+
+    def _answer(self, trainer: Trainer, pl_module: Any) -> None:
+        if not self._questions:
+            return
+        step, model, tokenizer = trainer.global_step, pl_module.model, pl_module.tokenizer
+        # every rank, though one would do: ZeRO-3 needs them all for a forward
+        answers = [generate(model, tokenizer, question.prompt, self.max_new_tokens) for question in self._questions]
+        if not trainer.is_global_zero:
+            return
+        records = [
+            {"problem": question.problem, "reference": question.reference, "answer": answer}
+            for question, answer in zip(self._questions, answers, strict=True)
+        ]
+        path = Path(trainer.default_root_dir) / "samples" / f"step={step}.jsonl"
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for number, record in enumerate(records, start=1):
+                    logger.experiment.add_text(f"samples/{number}", _markdown(record), step)
+
+
+def _markdown(record: dict[str, str]) -> str:
+    parts = (f"**{name}**\n\n{text.strip()}" for name, text in record.items())
+    return "\n\n".join(parts).replace("\n", "  \n")  # two spaces keep a line's end

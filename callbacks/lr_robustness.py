@@ -1,0 +1,83 @@
+"""Shows how much the adapter depends on its learning rate, over the runs of the study (paper Section 4.4, Fig. 2)."""
+
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from cera.studies.lr_robustness import Robustness, compare, figure, save, study_of
+from cera.studies.runs import DIVERGED, RunError
+
+
+class LRRobustness(Callback):
+    """Compares the run with those beside it that differ in learning rate, seed or adapter alone, as far as they are.
+
+    After each validation, and when training ends or diverges, it draws Fig. 2 over all of them, to
+    ``lr_robustness.png`` in the run directory and to TensorBoard, and logs of the run's own adapter
+
+    - ``lr_robustness/final_ppl_spread``: worst minus best final perplexity over the learning rates;
+    - ``lr_robustness/area_between_curves``: highest minus lowest perplexity, averaged over the steps;
+    - ``lr_robustness/share_within_1_percent``: share of the learning rates within 1% of the best, in [0, 1];
+    - ``lr_robustness/divergences``: number of runs that diverged.
+
+    The first three are over runs that have ended, from two learning rates on (``cera.studies.lr_robustness``). Only
+    the first rank works, and only on files: ``config.yaml``, ``metrics.csv``, ``diverged.json`` of each run.
+    """
+
+    def __init__(self) -> None:
+        self._shown: dict[str, Robustness] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse at once to work without a run directory.
+
+        Raises:
+            cera.studies.runs.RunError: ``trainer.default_root_dir`` has no ``config.yaml``, which ``train.py`` writes.
+        """
+        if trainer.is_global_zero:
+            study_of(trainer.default_root_dir)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning has given this validation to the loggers by now, so it is in ``metrics.csv``."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._show(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once more, if a run has written something since."""
+        self._show(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Count this run, if ``DivergenceGuard`` stopped it."""
+        if (Path(trainer.default_root_dir) / DIVERGED).exists():
+            self._show(trainer)
+
+    def _show(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        try:
+            own, runs = study_of(trainer.default_root_dir)
+            results = compare(runs)
+            if results == self._shown:
+                return
+            self._shown = results
+            self._log(trainer, results[own.identity[1]])
+            drawn = figure(results.values())
+            save(drawn, Path(trainer.default_root_dir) / "lr_robustness.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure("lr_robustness/panels", drawn, trainer.global_step)
+        except (OSError, RunError) as error:  # files, mostly of other runs: nothing to lose this one for
+            rank_zero_warn(f"LRRobustness was not brought up to date: {error}")
+
+    @staticmethod
+    def _log(trainer: Trainer, result: Robustness) -> None:
+        values = {
+            "final_ppl_spread": result.spread,
+            "area_between_curves": result.area_between_curves,
+            "share_within_1_percent": result.share_within,
+            "divergences": result.divergences,
+        }
+        defined = {f"lr_robustness/{name}": float(value) for name, value in values.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(defined, step=max(trainer.global_step - 1, 0))  # as Lightning numbers steps

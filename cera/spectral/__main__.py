@@ -1,0 +1,8 @@
+"""Effective rank and AUC-90 of finished adapters, side by side: ``python -m cera.spectral RUN_OR_ADAPTER_DIR ...``."""
+
+import sys
+
+from cera.studies.spectra import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# one thread a test: most start processes, and threads that wait for each other's cores are slower than none
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo install test test-slow lint clean
 
@@ -14,10 +16,10 @@ demo: install
 install: $(VENV)/installed
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -151,6 +151,8 @@ class CLI(LightningCLI):
             self.datamodule.check()
             if self.model.adapter_dtype is not None and isinstance(self.trainer.strategy, DeepSpeedStrategy):
                 raise ValueError("model.adapter_dtype: DeepSpeed keeps fp32 master weights itself; leave it unset.")
+            if self.subcommand == "fit" and self.trainer.max_steps > 0:
+                self.model.check_steps(self.trainer.max_steps)
             trainable = self.model.check()
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error

@@ -40,7 +40,7 @@ class RunRecord(Callback):
         """Called on every rank; the first one writes."""
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            record = environment(trainer)
+            record = {**environment(trainer), "trainable_parameters": trainable_parameters(pl_module)}
             if self.path.exists():
                 first = json.loads(self.path.read_text())
                 resumed = {**record, "from_step": trainer.global_step}
@@ -65,6 +65,11 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: installed for name in PACKAGES if (installed := installed_version(name))},
     }
+
+
+def trainable_parameters(module: LightningModule) -> int:
+    """How many numbers are trained, wherever ZeRO-3 keeps them."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
 
 
 def installed_version(package: str) -> str | None:

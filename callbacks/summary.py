@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.progress import Progress
+from callbacks.run_record import trainable_parameters
 from cera.evaluation import generate
 
 
@@ -41,7 +42,7 @@ class Summary(Callback):
 
     def _lines(self, trainer: Trainer, module: Any, seconds: float) -> list[str]:
         final = trainer.callback_metrics.get("val/perplexity")
-        trained = sum(getattr(p, "ds_numel", p.numel()) for p in module.trainable().values())
+        trained = trainable_parameters(module)
         every = sum(getattr(p, "ds_numel", p.numel()) for p in module.model.parameters())
         base, last = (f"{p:.3f}" if p is not None else "not measured" for p in (module.base_perplexity, final))
         rows = [

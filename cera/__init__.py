@@ -3,7 +3,31 @@
 Importing this package makes CeRA a PEFT method like any other (``peft.get_peft_model(model, cera.CeraConfig())``).
 """
 
-from cera.adapters import CeraConfig, CeraLayer, CeraModel
+from cera.adapters import (
+    CeraConfig,
+    CeraLayer,
+    CeraModel,
+    HoulsbyConfig,
+    HoulsbyModel,
+    ModuleLayer,
+    ParallelConfig,
+    ParallelModel,
+    bottleneck_for,
+)
+from cera.linearize import Linearization, linearize
 
 __version__ = "0.1.0"
-__all__ = ["CeraConfig", "CeraLayer", "CeraModel", "__version__"]
+__all__ = [
+    "CeraConfig",
+    "CeraLayer",
+    "CeraModel",
+    "HoulsbyConfig",
+    "HoulsbyModel",
+    "Linearization",
+    "ModuleLayer",
+    "ParallelConfig",
+    "ParallelModel",
+    "__version__",
+    "bottleneck_for",
+    "linearize",
+]

@@ -15,19 +15,21 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft import AdaLoraConfig, PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers.pytorch_utils import Conv1D
 
 import cera.adapters  # noqa: F401  # makes CeRA a PeftConfig like the others
+from cera.adalora import RankSchedule
 from cera.backbone import Quantization, build_skeleton, load_model, load_tokenizer
 from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity, generate
 
-UNSUPPORTED = {PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.CPT}
+UNSUPPORTED = {PeftType.XLORA, PeftType.POLY, PeftType.CPT}
 
 
 class CausalLM(LightningModule):
@@ -91,6 +93,7 @@ class CausalLM(LightningModule):
         self.max_new_tokens = max_new_tokens
         self.strict_loading = False  # a checkpoint holds the adapter only; on_load_checkpoint checks that it is whole
         self.model: PeftModel | None = None
+        self.rank_schedule: RankSchedule | None = None
         self.perplexity = Perplexity()
         self.base_perplexity: float | None = None
         self._step_nll: float | Tensor = 0.0
@@ -100,8 +103,7 @@ class CausalLM(LightningModule):
     def check(self) -> int:
         """Put the adapter on a skeleton of the base, without weights, and count what would be trained.
 
-        Prompt-learning methods are refused: their virtual tokens do not fit packed documents. AdaLoRA is refused
-        until its rank schedule and penalty are part of the training step; it would train silently wrong.
+        Prompt-learning methods are refused: their virtual tokens do not fit packed documents.
 
         Returns:
             The number of trainable parameters.
@@ -120,25 +122,34 @@ class CausalLM(LightningModule):
         except NoMatchingPeftModuleError as error:
             raise ValueError(
                 f"model.adapter.target_modules={getattr(self.adapter, 'target_modules', None)} matches nothing in "
-                f"{self.base}. Its linear modules are {_linear_names(skeleton)}. ({error})"
+                f"{self.base}. Its {_choices('target_modules', skeleton)}. ({error})"
             ) from error
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def _check_names(self, skeleton: nn.Module) -> None:
         """Every name that the adapter lists must be there: PEFT passes over those that are not in silence."""
-        names = [name for name, _ in skeleton.named_modules()]
+        modules = [name for name, _ in skeleton.named_modules()]
+        parameters = [name for name, _ in skeleton.named_parameters()]
+
+        def is_end(key: str, name: str) -> bool:
+            return f".{name}".endswith(f".{key}")
+
+        def is_pattern(key: str, name: str) -> bool:
+            return re.match(rf"(.*\.)?({key})$", name) is not None
+
         listed = {
-            "target_modules": lambda key, name: f".{name}".endswith(f".{key}"),
-            "modules_to_save": lambda key, name: f".{name}".endswith(f".{key}"),
-            "rank_pattern": lambda key, name: re.match(rf"(.*\.)?({key})$", name) is not None,
+            "target_modules": (is_end, modules),
+            "target_parameters": (is_end, parameters),
+            "modules_to_save": (is_end, modules),
+            "rank_pattern": (is_pattern, modules + parameters),
         }
-        for field, matches in listed.items():
+        for field, (matches, names) in listed.items():
             keys = getattr(self.adapter, field, None)
             for key in sorted(keys) if isinstance(keys, list | set | dict) else ():
                 if not any(matches(key, name) for name in names):
                     raise ValueError(
                         f"model.adapter.{field}: {key!r} matches nothing in {self.base}. "
-                        f"Its linear modules are {_linear_names(skeleton)}."
+                        f"Its {_choices(field, skeleton)}."
                     )
 
     def _peft_config(self) -> PeftConfig:
@@ -150,6 +161,8 @@ class CausalLM(LightningModule):
         """Load the base and put the adapter in; called once by the trainer, before weights are needed."""
         if self.model is not None:
             return
+        if self.trainer.state.fn == "fit":
+            self.check_steps(self.total_steps)
         dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(self.trainer.precision, torch.float32)
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
         with loading():
@@ -158,9 +171,19 @@ class CausalLM(LightningModule):
         self.model = get_peft_model(base, self._peft_config(), autocast_adapter_dtype=fp32)
         # as the user names it, not the path of a converted copy in this machine's cache
         self.model.peft_config["default"].base_model_name_or_path = self.base
+        if self.model.peft_config["default"].peft_type == PeftType.ADALORA:
+            self.rank_schedule = RankSchedule(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()  # transformers loads in eval mode, where dropout and checkpointing do nothing
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ``ValueError`` if AdaLoRA's ranks would fall over another number of steps than those of the run."""
+        if isinstance(self.adapter, AdaLoraConfig) and self.adapter.total_step != steps:
+            raise ValueError(
+                f"model.adapter.total_step={self.adapter.total_step} must be the number of steps of the run, {steps}: "
+                "a configuration file can say ${trainer.max_steps}."
+            )
 
     def to(self, *args: Any, **kwargs: Any) -> "CausalLM":
         """As ``nn.Module.to``, but ``bf16-true`` leaves the adapter in fp32 where asked, and the metric in fp64."""
@@ -246,7 +269,23 @@ class CausalLM(LightningModule):
             self.log("train/loss", self._step_nll * per_token, prog_bar=True, sync_dist=sync)
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._step_nll = 0.0
-        return nll * per_token * accumulate * getattr(self.trainer.strategy, "extra_loss_scale", 1)
+        loss = nll * per_token * accumulate
+        if self.rank_schedule is not None:
+            loss = loss + self.rank_schedule.penalty()
+        return loss * getattr(self.trainer.strategy, "extra_loss_scale", 1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """AdaLoRA's rank schedule follows each step of the optimizer, before gradients are cleared."""
+        super().optimizer_step(*args, **kwargs)
+        batch_idx = args[1] if len(args) > 1 else kwargs["batch_idx"]
+        # DeepSpeed counts micro-batches itself and is called for each
+        if self.rank_schedule is not None and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.rank_schedule.after_step(self.trainer.global_step + 1)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Let AdaLoRA's rank schedule see the gradients."""
+        if self.rank_schedule is not None:
+            self.rank_schedule.before_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End with a validation, whenever the last one was: a stopping trainer makes one."""
@@ -329,6 +368,8 @@ class CausalLM(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the checkpoint belongs to."""
         checkpoint["cera"] = {"identity": self._identity(), "base_perplexity": self.base_perplexity}
+        if self.rank_schedule is not None:
+            checkpoint["cera"]["rank_schedule"] = self.rank_schedule.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base or adapter, with the reason."""
@@ -341,6 +382,8 @@ class CausalLM(LightningModule):
                 f"the checkpoint lacks {len(missing)} of the adapter's weights, such as {missing[:1]}."
             )
         self.base_perplexity = checkpoint["cera"]["base_perplexity"]
+        if self.rank_schedule is not None:
+            self.rank_schedule.load_state_dict(checkpoint["cera"]["rank_schedule"])
 
     def _identity(self) -> str:
         """Base, adapter and recipe as sorted JSON: what must agree for the checkpoint's state to mean the same."""
@@ -351,9 +394,15 @@ class CausalLM(LightningModule):
         return json.dumps({**settings, **recipe, "base": base}, sort_keys=True, default=str)
 
 
-def _linear_names(skeleton: nn.Module) -> str:
-    """The last parts of the names of the linear modules, as text: what ``target_modules`` could name."""
-    return ", ".join(sorted({n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}))
+def _choices(field: str, skeleton: nn.Module) -> str:
+    """What ``field`` could name, by the last parts of the names: linear modules, or the weights of fused experts."""
+    if field == "target_parameters":
+        kind = "fused experts' weights"
+        names = {".".join(name.split(".")[-2:]) for name, p in skeleton.named_parameters() if p.ndim == 3}
+    else:
+        kind = "linear modules"
+        names = {n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    return f"{kind} are {', '.join(sorted(names)) or 'none'}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cera.studies.spectra import measure
 TARGETS = ["q_proj", "v_proj"]
 ADAPTERS = {
     "cera": cera.CeraConfig(r=8, dropout=0.1, scaling=0.5),
+    "cera dora": cera.CeraConfig(r=8, use_dora=True),
     "cera identity": cera.CeraConfig(r=8, activation="identity"),
     "lora": LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=TARGETS),
     "rslora": LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=TARGETS),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
-from peft import AdaLoraConfig, LoraConfig, PromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig
 from torch.nn import functional as F
 
 import cera
@@ -257,7 +257,6 @@ def test_training_ends_with_a_validation(tiny_llama):
     ("adapter", "expected"),
     [
         (PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), "PromptTuningConfig is not supported"),
-        (AdaLoraConfig(total_step=10), "AdaLoraConfig is not supported"),
         (cera.CeraConfig(target_modules=["q_proj", "v_prj"]), "target_modules: 'v_prj' matches nothing"),
         (cera.CeraConfig(target_modules=["q_proj"], rank_pattern={"nope": 4}), "rank_pattern: 'nope' matches nothing"),
         (cera.CeraConfig(modules_to_save=["nope"]), "modules_to_save: 'nope' matches nothing"),

@@ -1,44 +1,58 @@
-"""Configuration of a CeRA adapter, in the form PEFT expects of a tuner."""
+"""Configurations of CeRA and of the module-level adapters it is compared to, in the form PEFT expects of a tuner."""
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
 
 from peft import PeftConfig
 from peft.utils import PeftType
+from torch import Tensor, nn
 
 from cera.adapters.activations import ACTIVATIONS
 
+Granularity = Literal["weight", "module"]
+"""Where CeRA lies: beside single linear layers, or beside whole attention or feed-forward modules (Table 3)."""
+Placement = Literal["attention", "ffn", "both"]
+"""Which modules of a decoder layer a module-level adapter takes."""
+
 
 @dataclass
-class CeraConfig(PeftConfig):
-    """Settings of CeRA, ``h = W0 x + s * W_down(D(silu(W_up x)))`` (paper Eq. 2).
+class BranchConfig(PeftConfig):
+    """What the adapters of this package have in common: an update ``s * W_down(D(act(W_up x)))``.
 
     Args:
-        r: Width of the latent, the rank of both projections. ``W_up`` is (r, in), ``W_down`` is (out, r).
-        scaling: The scalar ``s`` on the update. The paper does not tie it to ``r`` as LoRA's alpha/r does.
+        r: Width of the latent, the bottleneck. ``W_up`` is (r, in), ``W_down`` is (out, r).
+        scaling: The scalar ``s`` on the update.
         activation: Name of the non-linearity, one of ``cera.adapters.ACTIVATIONS``.
         dropout: Probability of dropping a latent unit, in training only, in [0, 1).
-        target_modules: Names (matched as suffixes) or one regular expression of the linear modules to adapt.
-            ``None`` takes what PEFT takes for LoRA in the model's architecture: queries and values in most.
+        target_modules: Names (matched as suffixes) or one regular expression of the modules to adapt. ``None``
+            takes what is usual for the method in the model's architecture.
         exclude_modules: Names or a regular expression of modules to leave alone.
         layers_to_transform: Index or indices of the layers to adapt; ``None`` adapts all.
         layers_pattern: Name of the module list the indices count in, if it has an unusual one.
         rank_pattern: Module name or regular expression -> ``r``, overriding ``r`` for those modules.
         modules_to_save: Further modules, trained whole and saved with the adapter.
         init_weights: ``True`` starts ``W_down`` at zero, so that step 0 is the base model exactly. ``False``
-            draws it at random, which is of use in tests only.
+            draws it as ``W_up`` is drawn.
 
     Raises:
         ValueError: A field is out of its range; the message names the field and what would be right.
     """
 
+    method: ClassVar[str]
+    """The name of the ``PeftType``, added by ``cera.adapters.register``."""
+    sequential: ClassVar[bool] = False
+    """Whether a module-level adapter reads the module's output, and not its input."""
+    biased: ClassVar[bool] = False
+    """Whether both projections have a bias, zero at the start."""
+
     r: int = field(default=64, metadata={"help": "Width of the latent (rank of both projections)."})
     scaling: float = field(default=1.0, metadata={"help": "The scalar s on the update."})
     activation: str = field(default="silu", metadata={"help": f"One of {', '.join(ACTIVATIONS)}."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout on the latent, in [0, 1)."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the latent, in [0, 1)."})
     target_modules: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Names or a regex of the linear modules to adapt (default: queries and values)."},
+        metadata={"help": "Names or a regex of the modules to adapt (default: by method and architecture)."},
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names or a regex of modules to leave alone."}
@@ -57,38 +71,176 @@ class CeraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.CERA  # type: ignore[attr-defined]  # added by cera.adapters.register
+        self.peft_type = PeftType[self.method]
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT's own convention
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         self._check()
 
+    @property
+    def default_placement(self) -> Placement | None:
+        """Which whole modules are adapted where ``target_modules`` names none; ``None`` if they are linear layers."""
+        raise NotImplementedError
+
+    def draw(self, weight: Tensor) -> None:
+        """Fill ``weight`` (out, in) at random: uniform in +-1/sqrt(in), as ``nn.Linear`` and LoRA's A."""
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
     def _check(self) -> None:
-        if not _is_positive_int(self.r):
-            raise ValueError(f"CeraConfig.r must be a positive integer, got {self.r!r}.")
+        self._demand("r", _is_positive_int(self.r), "a positive integer")
         if not isinstance(self.rank_pattern, dict):
-            raise ValueError(f"CeraConfig.rank_pattern must map module names to ranks, got {self.rank_pattern!r}.")
+            raise ValueError(f"{self._name}.rank_pattern must map module names to ranks, got {self.rank_pattern!r}.")
         for name, rank in self.rank_pattern.items():
             if not _is_positive_int(rank):
-                raise ValueError(f"CeraConfig.rank_pattern[{name!r}] must be a positive integer, got {rank!r}.")
-        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise ValueError(f"CeraConfig.dropout must be in [0, 1), got {self.dropout!r}.")
-        if not (_is_number(self.scaling) and math.isfinite(self.scaling)):
-            raise ValueError(f"CeraConfig.scaling must be a finite number, got {self.scaling!r}.")
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ValueError(f"CeraConfig.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
+                raise ValueError(f"{self._name}.rank_pattern[{name!r}] must be a positive integer, got {rank!r}.")
+        self._demand("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "in [0, 1)")
+        self._demand("scaling", _is_number(self.scaling) and math.isfinite(self.scaling), "a finite number")
+        self._demand_one_of("activation", tuple(ACTIVATIONS))
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            value = getattr(self, name)
             kinds = (list, set, tuple) if name == "modules_to_save" else (list, set, tuple, str)
-            if value is not None and not isinstance(value, kinds):
-                raise ValueError(f"CeraConfig.{name} must be a list of module names, got {value!r}.")
-        if not isinstance(self.init_weights, bool):
-            raise ValueError(f"CeraConfig.init_weights must be true or false, got {self.init_weights!r}.")
+            value = getattr(self, name)
+            self._demand(name, value is None or isinstance(value, kinds), "a list of module names")
+        self._demand("init_weights", isinstance(self.init_weights, bool), "true or false")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("CeraConfig.layers_to_transform needs target_modules as a list, not as a regex.")
+            raise ValueError(f"{self._name}.layers_to_transform needs target_modules as a list, not as a regex.")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("CeraConfig.layers_pattern needs layers_to_transform to be set too.")
+            raise ValueError(f"{self._name}.layers_pattern needs layers_to_transform to be set too.")
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _demand(self, name: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"{self._name}.{name} must be {what}, got {getattr(self, name)!r}.")
+
+    def _demand_one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        self._demand(name, isinstance(value, str) and value in choices, f"one of {', '.join(choices)}")
+
+
+@dataclass
+class CeraConfig(BranchConfig):
+    """Settings of CeRA, ``h = W0 x + s * W_down(D(silu(W_up x)))`` (paper Eq. 2).
+
+    Args:
+        scaling: The scalar ``s`` on the update. The paper does not tie it to ``r`` as LoRA's alpha/r does.
+        granularity: ``"weight"`` puts a branch beside each target, a linear layer; ``None`` as ``target_modules``
+            takes what PEFT takes for LoRA in the model's architecture, queries and values in most. ``"module"``
+            is the ablation of Table 3: the branch lies beside a whole attention module (the default target) or
+            any other module that maps hidden states to hidden states, reads its input and adds to its output.
+        target_parameters: Names (matched as suffixes) of the weights of fused experts to adapt beside
+            ``target_modules``, such as ``["experts.gate_up_proj", "experts.down_proj"]``; see
+            ``cera.adapters.experts``. For experts only, give ``target_modules=[]``.
+
+        use_dora: The hybrid that the paper leaves to future work: DoRA's magnitude on top of the branch. See
+            ``cera.adapters.layer.CeraLayer.delta`` for what is normalized.
+
+    The other settings are those of ``BranchConfig``.
+    """
+
+    method: ClassVar[str] = "CERA"
+
+    dropout: float = field(default=0.1, metadata={"help": "Dropout on the latent, in [0, 1)."})
+    granularity: Granularity = field(
+        default="weight", metadata={"help": "Beside linear layers ('weight') or whole modules ('module')."}
+    )
+    use_dora: bool = field(default=False, metadata={"help": "Learn the norm of each output apart, as DoRA does."})
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Names of the weights of fused experts to adapt as well (default: none)."}
+    )
+
+    @property
+    def default_placement(self) -> Placement | None:
+        """Attention with granularity ``"module"``."""
+        return "attention" if self.granularity == "module" else None
+
+    def _check(self) -> None:
+        super()._check()
+        self._demand_one_of("granularity", get_args(Granularity))
+        self._demand("use_dora", isinstance(self.use_dora, bool), "true or false")
+        if self.use_dora and (self.granularity == "module" or self.target_parameters):
+            raise ValueError(f"{self._name}.use_dora needs linear targets: only their weight has rows to normalize.")
+        names = self.target_parameters
+        self._demand("target_parameters", names is None or isinstance(names, list | set | tuple), "a list of names")
+        if names and self.granularity == "module":
+            raise ValueError(f"{self._name}.target_parameters needs granularity='weight': a weight is not a module.")
+
+
+@dataclass
+class HoulsbyConfig(BranchConfig):
+    """Settings of Houlsby et al.'s adapter (arXiv 1902.00751; paper Table 4), after attention and feed-forward.
+
+    ``h + s * (W_down D(act(W_up h + b_up)) + b_down)`` with ``h`` the output of the module, before it is added to the
+    residual stream; ``s`` is 1 in their work. They draw both projections from a normal distribution of deviation
+    0.01 (0.001 in their code) cut off at two deviations, which starts near the identity. Here ``W_up`` is drawn so and
+    ``W_down`` is zero, which starts at the identity exactly; ``init_weights=False`` is their way. They train the layer
+    norms as well, which here stay frozen unless ``modules_to_save`` names them.
+
+    Args:
+        placement: Which modules are adapted where ``target_modules`` names none: both, as in their work,
+            ``"attention"`` or ``"ffn"``.
+        init_std: Standard deviation of the random weights.
+
+    The other settings are those of ``BranchConfig``. No dropout on the latent is theirs, too.
+    """
+
+    method: ClassVar[str] = "HOULSBY"
+    sequential: ClassVar[bool] = True
+    biased: ClassVar[bool] = True
+
+    activation: str = field(default="gelu", metadata={"help": f"One of {', '.join(ACTIVATIONS)}."})
+    placement: Placement = field(
+        default="both", metadata={"help": "Where, if target_modules is not given: attention, ffn or both."}
+    )
+    init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the random weights."})
+
+    @property
+    def default_placement(self) -> Placement | None:
+        """As configured."""
+        return self.placement
+
+    def draw(self, weight: Tensor) -> None:
+        """Fill ``weight`` at random: normal, of deviation ``init_std``, cut off at two deviations."""
+        nn.init.trunc_normal_(weight, std=self.init_std, a=-2 * self.init_std, b=2 * self.init_std)
+
+    def _check(self) -> None:
+        super()._check()
+        self._demand_one_of("placement", get_args(Placement))
+        positive = _is_number(self.init_std) and math.isfinite(self.init_std) and self.init_std > 0
+        self._demand("init_std", positive, "a positive number")
+
+
+@dataclass
+class ParallelConfig(BranchConfig):
+    """Settings of the (scaled) parallel adapter of He et al. (arXiv 2110.04366; paper Table 4).
+
+    ``module(x) + s * W_down(D(relu(W_up x)))`` with ``x`` the module's input, as their Table 1 has it, without the
+    biases that their code adds. They find it best beside the feed-forward module, with ``s = 4``: the defaults.
+
+    Args:
+        placement: Which modules are adapted where ``target_modules`` names none: ``"ffn"``, ``"attention"`` or both.
+
+    The other settings are those of ``BranchConfig``.
+    """
+
+    method: ClassVar[str] = "PARALLEL"
+
+    scaling: float = field(default=4.0, metadata={"help": "The scalar s on the update."})
+    activation: str = field(default="relu", metadata={"help": f"One of {', '.join(ACTIVATIONS)}."})
+    placement: Placement = field(
+        default="ffn", metadata={"help": "Where, if target_modules is not given: attention, ffn or both."}
+    )
+
+    @property
+    def default_placement(self) -> Placement | None:
+        """As configured."""
+        return self.placement
+
+    def _check(self) -> None:
+        super()._check()
+        self._demand_one_of("placement", get_args(Placement))
 
 
 def _is_positive_int(value: object) -> bool:

@@ -1,79 +1,94 @@
-"""The CeRA branch around one linear layer (paper Section 3.1, Eq. 2)."""
+"""The CeRA branch around one linear layer (paper Section 3.1, Eq. 2), and what it shares with other adapters."""
 
-import math
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
-from peft.utils.integrations import gather_params_ctx
+from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from torch import Tensor, nn
 
 from cera.adapters.activations import ACTIVATIONS
-from cera.adapters.config import CeraConfig
+from cera.adapters.config import BranchConfig
 
 NOT_MERGEABLE = (
-    "A CeRA adapter cannot be merged: its update s * W_down(silu(W_up x)) is not linear in x, so no weight "
-    "matrix equals it. Serve it unmerged, or remove it with unload()."
+    "CeRA, Houlsby and parallel adapters cannot be merged: their update s * W_down(act(W_up x)) is not linear in x, so "
+    "no weight matrix equals it. Serve them unmerged, or remove them with unload()."
 )
 
 
-class CeraLayer(nn.Module, BaseTunerLayer):
-    """A frozen linear layer with any number of CeRA adapters beside it, by name.
+class BranchLayer(nn.Module, BaseTunerLayer):
+    """A frozen layer with any number of adapters, by name, that each add ``s * W_down(D(act(W_up x)))``.
 
-    Wraps ``torch.nn.Linear``, transformers' ``Conv1D`` and the quantized linears of bitsandbytes: the branch reads
-    the layer's input and adds to its output, and so need not know how the base stores its weight.
+    Args:
+        base_layer: What is adapted.
+        adapter_name: The first adapter.
+        r: Its latent width.
+        config: Its settings.
+        in_features: Width of what the branch reads.
+        out_features: Width of what it adds to.
     """
 
-    adapter_layer_names = ("cera_up", "cera_down")
+    adapter_layer_names = ("cera_up", "cera_down", "cera_magnitude")
     other_param_names = ("r", "scaling", "cera_activation", "cera_dropout")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, r: int, config: CeraConfig) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        r: int,
+        config: BranchConfig,
+        in_features: int,
+        out_features: int,
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features: int
-        self.out_features: int
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
+        self.in_features = in_features
+        self.out_features = out_features
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         self.cera_up = nn.ModuleDict()
         self.cera_activation = nn.ModuleDict()
         self.cera_dropout = nn.ModuleDict()
         self.cera_down = nn.ModuleDict()
+        self.cera_magnitude = nn.ParameterDict()  # of the hybrid with DoRA only
         self._disable_adapters = False
         self.merged_adapters = []
         self._active_adapter = adapter_name
         self.training = base_layer.training
         self.update_layer(adapter_name, r, config)
 
-    def update_layer(self, adapter_name: str, r: int, config: CeraConfig) -> None:
+    def update_layer(self, adapter_name: str, r: int, config: BranchConfig) -> None:
         """Add (or replace) the adapter ``adapter_name`` with latent width ``r``."""
         self.r[adapter_name] = r
         self.scaling[adapter_name] = config.scaling
-        self.cera_up[adapter_name] = nn.Linear(self.in_features, r, bias=False)
+        self.cera_up[adapter_name] = nn.Linear(self.in_features, r, bias=config.biased)
         self.cera_activation[adapter_name] = ACTIVATIONS[config.activation]()
         self.cera_dropout[adapter_name] = nn.Dropout(config.dropout)
-        self.cera_down[adapter_name] = nn.Linear(r, self.out_features, bias=False)
-        self.reset_cera_parameters(adapter_name, config.init_weights)
+        self.cera_down[adapter_name] = nn.Linear(r, self.out_features, bias=config.biased)
+        self.reset_cera_parameters(adapter_name, config)
         self.cera_dropout[adapter_name].train(self.training)  # an adapter added to a model in eval mode must not drop
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def reset_cera_parameters(self, adapter_name: str, init_weights: bool) -> None:
-        """``W_up`` uniform in +-1/sqrt(in), as ``nn.Linear`` and LoRA's A; ``W_down`` zero (or alike if not)."""
-        up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.cera_up, self.cera_down))
+    def reset_cera_parameters(self, adapter_name: str, config: BranchConfig) -> None:
+        """``W_up`` as ``config`` draws; ``W_down`` zero, or drawn alike without ``init_weights``; biases zero."""
+        up, down = (cast(nn.Linear, branch[adapter_name]) for branch in (self.cera_up, self.cera_down))
         # Under ZeRO-3 the parameters may be partitioned already: writing to a placeholder would be lost in silence.
-        with gather_params_ctx([up, down]):  # type: ignore[list-item]
-            nn.init.kaiming_uniform_(up, a=math.sqrt(5))
-            if init_weights:
-                nn.init.zeros_(down)
+        with gather_params_ctx([*up.parameters(), *down.parameters()]):  # type: ignore[list-item]
+            config.draw(up.weight)
+            if config.init_weights:
+                nn.init.zeros_(down.weight)
             else:
-                nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+                config.draw(down.weight)
+            if config.biased:
+                nn.init.zeros_(up.bias)
+                nn.init.zeros_(down.bias)
 
     def update(self, x: Tensor, adapter_name: str) -> Tensor:
         """The adapter's output, ``s * W_down(D(act(W_up x)))``.
 
         Args:
-            x: The base layer's input, (..., in_features), any floating dtype.
+            x: What the branch reads, (..., in_features), any floating dtype.
             adapter_name: Which adapter.
 
         Returns:
@@ -85,25 +100,30 @@ class CeraLayer(nn.Module, BaseTunerLayer):
         latent = self.cera_dropout[adapter_name](self.cera_activation[adapter_name](up(x)))
         return self.cera_down[adapter_name](latent) * self.scaling[adapter_name]
 
-    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
-        """``W0 x`` plus the updates of the active adapters.
+    def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
+        """What an adapter adds to ``base``, the base layer's output for ``x``: its update, unless it is a hybrid."""
+        return self.update(x, adapter_name)
+
+    def add_updates(self, x: Tensor, result: Tensor, adapter_names: list[str] | None) -> Tensor:
+        """``result`` plus the updates of the active adapters, all of which read ``x``.
 
         Args:
             x: (batch, ..., in_features).
+            result: The base layer's output, (batch, ..., out_features).
             adapter_names: One name per row of the batch, for a batch of mixed adapters at inference;
                 ``"__base__"`` stands for no adapter.
 
         Returns:
-            (batch, ..., out_features), in the base layer's dtype.
+            (batch, ..., out_features), in the dtype of ``result``.
         """
-        result = self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._mixed_batch(x, result, adapter_names)
         if self.disable_adapters:
             return result
+        base = result
         for name in self.active_adapters:
             if name in self.cera_up:
-                result = result + self.update(x, name).to(result.dtype)
+                result = result + self.delta(x, base, name).to(result.dtype)
         return result
 
     def _mixed_batch(self, x: Tensor, result: Tensor, adapter_names: list[str]) -> Tensor:
@@ -114,10 +134,11 @@ class CeraLayer(nn.Module, BaseTunerLayer):
             )
         if self.disable_adapters:
             return result
+        base = result
         for name in dict.fromkeys(adapter_names):
             if name in self.cera_up:
                 rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
-                result = result.index_add(0, rows, self.update(x[rows], name).to(result.dtype))
+                result = result.index_add(0, rows, self.delta(x[rows], base[rows], name).to(result.dtype))
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -130,3 +151,83 @@ class CeraLayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "cera." + super().__repr__()
+
+
+class CeraLayer(BranchLayer):
+    """A frozen linear layer with any number of CeRA adapters beside it, by name.
+
+    Wraps ``torch.nn.Linear``, transformers' ``Conv1D`` and the quantized linears of bitsandbytes: the branch reads
+    the layer's input and adds to its output, and so need not know how the base stores its weight.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, r: int, config: BranchConfig) -> None:
+        linear = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
+        in_features, out_features = cast(tuple[int, int], _get_in_out_features(linear))
+        super().__init__(base_layer, adapter_name, r, config, in_features, out_features)
+
+    def update_layer(self, adapter_name: str, r: int, config: BranchConfig) -> None:
+        """As ``BranchLayer.update_layer``; the hybrid's magnitude starts as the rows' norms, which changes nothing."""
+        if adapter_name in self.cera_magnitude:
+            del self.cera_magnitude[adapter_name]
+        hybrid = getattr(config, "use_dora", False)
+        if hybrid:
+            self.cera_magnitude[adapter_name] = nn.Parameter(torch.empty(self.out_features))
+        super().update_layer(adapter_name, r, config)
+        if hybrid:
+            magnitude = self.cera_magnitude[adapter_name]
+            with torch.no_grad(), gather_params_ctx([magnitude]):  # type: ignore[list-item]
+                magnitude.copy_(self._norms(adapter_name))
+
+    def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
+        """The update; of a hybrid with DoRA (Liu et al. 2024), what makes ``base`` the hybrid's output.
+
+        DoRA's output is ``m / n * (W0 + s B A) x`` with a trained magnitude ``m`` for each output and ``n`` the norms
+        of the rows of ``W0 + s B A``, taken as constants in the backward pass (its Section 4.3). A branch that is not
+        linear in x is no part of a weight. The hybrid is
+
+            m / n * (W0 x + s W_down D(act(W_up x))),    n_i = ||(W0 + s W_down W_up)_i||
+
+        so the norms are those of the branch without activation and dropout, a stand-in that needs no data and that
+        makes it DoRA exactly where the activation is the identity and dropout 0. The bias stays outside, as in DoRA.
+        What rises above the linear branch's norm is thus not normalized away: ``m`` scales direction and update alike.
+
+        Args:
+            x: (batch, ..., in_features).
+            base: The base layer's output, (batch, ..., out_features).
+            adapter_name: Which adapter.
+
+        Returns:
+            (batch, ..., out_features).
+        """
+        update = self.update(x, adapter_name)
+        if adapter_name not in self.cera_magnitude:
+            return update
+        magnitude = self.cera_magnitude[adapter_name]
+        scale = magnitude / self._norms(adapter_name).to(magnitude.dtype)
+        bias = getattr(self.get_base_layer(), "bias", None)
+        return (scale - 1) * (base if bias is None else base - bias) + scale * update
+
+    @torch.no_grad()
+    def _norms(self, adapter_name: str) -> Tensor:
+        """Norms of the rows of ``W0 + s W_down W_up``, (out_features,), computed in fp32."""
+        linear = self.get_base_layer()
+        up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.cera_up, self.cera_down))
+        with gather_params_ctx([*linear.parameters(), up, down]):  # type: ignore[list-item]
+            weight = dequantize_module_weight(linear).float()
+            if weight.shape != (self.out_features, self.in_features):
+                weight = weight.T  # Conv1D keeps (in, out)
+            product = down.float() @ up.float() * self.scaling[adapter_name]
+            return torch.linalg.vector_norm(weight + product.to(weight.device), dim=1).to(down.dtype)
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """``W0 x`` plus the updates of the active adapters.
+
+        Args:
+            x: (batch, ..., in_features).
+            adapter_names: One name per row of the batch, for a batch of mixed adapters at inference;
+                ``"__base__"`` stands for no adapter.
+
+        Returns:
+            (batch, ..., out_features), in the base layer's dtype.
+        """
+        return self.add_updates(x, self.base_layer(x, *args, **kwargs), adapter_names)

@@ -1,4 +1,4 @@
-"""Makes CeRA known to PEFT, once, when ``cera`` is imported.
+"""Makes CeRA and the adapters beside it known to PEFT, once, when ``cera`` is imported.
 
 ``register_peft_method`` takes only names that are in the ``PeftType`` enum, which has no public way to grow.
 This is the one place that reaches into it; ``tests/test_register.py`` holds it against the installed PEFT.
@@ -23,11 +23,13 @@ def add_peft_type(name: str) -> PeftType:
 
 
 def register_cera() -> None:
-    """Register CeRA as a PEFT method. Calling it again changes nothing."""
+    """Register the tuners of this package as PEFT methods. Calling it again changes nothing."""
     if "CERA" in PeftType.__members__:
         return
-    add_peft_type("CERA")
-    from cera.adapters.config import CeraConfig
-    from cera.adapters.model import CeraModel
+    for name in ("CERA", "HOULSBY", "PARALLEL"):
+        add_peft_type(name)
+    from cera.adapters.config import CeraConfig, HoulsbyConfig, ParallelConfig
+    from cera.adapters.model import CeraModel, HoulsbyModel, ParallelModel
 
-    register_peft_method(name="cera", config_cls=CeraConfig, model_cls=CeraModel, prefix="cera_")
+    for config, model in ((CeraConfig, CeraModel), (HoulsbyConfig, HoulsbyModel), (ParallelConfig, ParallelModel)):
+        register_peft_method(name=config.method.lower(), config_cls=config, model_cls=model, prefix=model.prefix)

@@ -115,29 +115,54 @@ def _of_folder(folder: Path, options: argparse.Namespace) -> tuple[str, Spectra]
 
 
 def _measured(adapter: Path, options: argparse.Namespace) -> Spectra:
-    if not (adapter / "adapter_config.json").is_file():
-        raise RunError(f"{adapter} holds neither a run nor an adapter (no config.yaml, no adapter_config.json).")
-    if options.rows < 1:
-        raise RunError(f"--rows must be at least 1, got {options.rows}.")
-    base = options.base or _settings(adapter)["base_model_name_or_path"]
-    dataset = ChatDataset(data_files=str(options.data)) if options.data else PROBLEMS
-    data = ChatData(dataset, base, validation=dataset, validation_rows=options.rows)
-    data.check()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_model(base, torch.bfloat16 if device == "cuda" else torch.float32).to(device)
-    model = PeftModel.from_pretrained(backbone, str(adapter))
+    data = check_adapter(adapter, options.base, options.data, options.rows)
+    model = load_adapter(adapter, data.tokenizer)
     data.setup()
     return measure(model, data.val_dataloader(), [options.quantity])
 
 
-def _settings(adapter: Path) -> dict[str, Any]:
+def check_adapter(adapter: Path, base: str | None, file: Path | None, rows: int) -> ChatData:
+    """Raise for what can be told of an adapter's directory and of data before a model is loaded.
+
+    Args:
+        adapter: The directory.
+        base: Base model; ``None`` takes the one that the adapter names.
+        file: A chat file; ``None`` takes ``PROBLEMS``.
+        rows: How many rows of it.
+
+    Returns:
+        The rows, as the held-out rows of a DataModule whose tokenizer is that of the base.
+
+    Raises:
+        RunError, DataError: The directory, the number or the file is not what it should be.
+    """
+    if not (adapter / "adapter_config.json").is_file():
+        raise RunError(f"{adapter} holds neither a run nor an adapter (no config.yaml, no adapter_config.json).")
+    if rows < 1:
+        raise RunError(f"--rows must be at least 1, got {rows}.")
+    base = base or settings(adapter)["base_model_name_or_path"]
+    dataset = ChatDataset(data_files=str(file)) if file else PROBLEMS
+    data = ChatData(dataset, base, validation=dataset, validation_rows=rows)
+    data.check()
+    return data
+
+
+def load_adapter(adapter: Path, base: str) -> PeftModel:
+    """The base model with the adapter in it: on a GPU in bf16 if there is one, else in fp32."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_model(base, torch.bfloat16 if device == "cuda" else torch.float32).to(device)
+    return PeftModel.from_pretrained(backbone, str(adapter))
+
+
+def settings(adapter: Path) -> dict[str, Any]:
+    """The adapter's ``adapter_config.json``."""
     return json.loads((adapter / "adapter_config.json").read_text())
 
 
 def _label(adapter: Path) -> str:
-    settings = _settings(adapter)
-    name = adapter_name(PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]].__name__, settings)
-    return f"{name} r={settings['r']}" if settings.get("r") else name
+    of = settings(adapter)
+    name = adapter_name(PEFT_TYPE_TO_CONFIG_MAPPING[of["peft_type"]].__name__, of)
+    return f"{name} r={of['r']}" if of.get("r") else name
 
 
 def _distinct(labels: list[str], folders: list[Path]) -> list[str]:

@@ -1,0 +1,67 @@
+import csv
+
+import pytest
+from command_line import command
+from conftest import REPOSITORY
+
+from cera.studies import compare
+from cera.studies.runs import Run
+
+
+@pytest.fixture
+def options(tiny_llama, tmp_path, monkeypatch):
+    """Everything but the files: two adapters' small budget, in this environment."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = command(tiny_llama, tmp_path)[4:]
+    dropped = ("--runs", "--name", "--answer_tokens", "--model.adapter")
+    return [argument for argument in given if not argument.startswith(dropped)]
+
+
+def arguments(tmp_path, options, *adapters):
+    files = ["configs/parts/smol.yaml", *(f"configs/adapters/{name}.yaml" for name in adapters)]
+    return [*files, "--runs", str(tmp_path / "runs"), "--", *options]
+
+
+def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    given = arguments(tmp_path, options, "cera", "lora")
+    assert compare.main(given) == 0
+    printed = capsys.readouterr().out
+    assert "CeRA r=64" in printed
+    assert "LoRA r=64" in printed
+    with (tmp_path / "runs" / "compare.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    for name, row in rows.items():
+        run = Run.read(tmp_path / "runs" / name)
+        assert int(row["parameters"]) == 4 * 64 * (3 * 64 + 32)
+        assert float(row["perplexity"]) == run.curve("val/perplexity")[8]
+        assert float(row["effective_rank"]) > 1
+        assert all(row[column] for column in row if column not in ("tokens_per_second", "peak_memory_gib"))
+
+    # once more: nothing is trained again
+    monkeypatch.setattr(compare.subprocess, "run", None)
+    assert compare.main(given) == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["configs/parts/smol.yaml", "nowhere.yaml"], "there is no configuration file nowhere.yaml"),
+        (["configs/parts/smol.yaml", "configs/smol_cera.yaml", "configs/smol_cera.yaml"], "the same name"),
+    ],
+)
+def test_errors(files, message, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    assert compare.main(files) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_run_is_named_and_the_others_are_in_the_table(options, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model:\n  adapter:\n    class_path: cera.CeraConfig\n    init_args: {r: 0}\n")
+    given = ["configs/parts/smol.yaml", str(broken), "configs/adapters/lora.yaml", "--runs", str(tmp_path / "runs")]
+    assert compare.main([*given, "--", *options]) == 1
+    captured = capfd.readouterr()
+    assert "these runs failed, and say why above: broken" in captured.err
+    assert "| lora" in captured.out

@@ -1,0 +1,468 @@
+"""The stand-in is the least-squares one: against NumPy, against any other LoRA, and in the model it is exported for."""
+
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+import cera
+from cera.adapters import ACTIVATIONS
+from cera.linearize import least_squares
+from cera.spectral import NonFiniteError, SpectrumAccumulator
+from cera.studies.linearize import main
+
+Q5 = "model.layers.1.self_attn.q_proj"
+
+
+def made(seed: int, tokens: int, inputs: int, r: int, outputs: int, activation: str) -> tuple[torch.Tensor, ...]:
+    """Inputs, W_up and W_down of a CeRA layer, and its update; pre-activations are large enough to be non-linear."""
+    generator = torch.Generator().manual_seed(seed)
+    x, up, down = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((tokens, inputs), (r, inputs), (outputs, r))
+    )
+    return x, up, down, ACTIVATIONS[activation]()(x @ up.T) @ down.T
+
+
+def residual(x: torch.Tensor, weight: torch.Tensor, u: torch.Tensor) -> float:
+    return (u - x @ weight.T).square().sum().item()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(1, 60),
+    inputs=st.integers(1, 12),
+    r=st.integers(1, 8),
+    outputs=st.integers(1, 12),
+    rank=st.integers(1, 8),
+    activation=st.sampled_from(["relu", "silu", "tanh", "identity"]),
+    log_size=st.floats(-6, 0),
+)
+def test_never_worse_than_any_lora_of_that_rank(seed, tokens, inputs, r, outputs, rank, activation, log_size):
+    x, w_up, w_down, u = made(seed, tokens, inputs, r, outputs, activation)
+    [(up, down)] = least_squares(x, u)
+    best = residual(x, down[:, :rank] @ up[:rank], u)
+    bound = best - 1e-9 * u.square().sum().item()
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    others = [noise(down[:, :rank]) @ noise(up[:rank]), torch.zeros(u.shape[1], inputs, dtype=torch.float64)]
+    for product in (w_down @ w_up, np.linalg.lstsq(x, u, rcond=None)[0].T):  # the truncated SVD of either
+        left, sigma, right = torch.linalg.svd(torch.as_tensor(product), full_matrices=False)
+        others.append((left[:, :rank] * sigma[:rank]) @ right[:rank])
+    for _ in range(5):  # neighbours of the solution, within the rank
+        size = 10**log_size
+        others.append((down[:, :rank] + size * noise(down[:, :rank])) @ (up[:rank] + size * noise(up[:rank])))
+    b = noise(down[:, :rank])
+    for _ in range(10):  # alternating least squares from a random start: the strongest rival there is
+        a = torch.linalg.pinv(x) @ u @ torch.linalg.pinv(b).T
+        b = (torch.linalg.pinv(x @ a) @ u).T
+        others.append(b @ a.T)
+    for other in others:
+        scale = (u * (x @ other.T)).sum() / (x @ other.T).square().sum().clamp_min(1e-300)
+        assert residual(x, other, u) >= bound
+        assert residual(x, scale * other, u) >= bound
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(1, 40),
+    inputs=st.integers(1, 12),
+    dependent=st.integers(0, 6),
+    activation=st.sampled_from(["silu", "relu"]),
+)
+def test_full_rank_is_numpys_least_squares_whatever_the_rank_of_the_data(seed, tokens, inputs, dependent, activation):
+    x, w_up, w_down, _ = made(seed, tokens, inputs, 4, 6, activation)
+    x[:, :dependent] = x[:, :dependent].mean(dim=1, keepdim=True) if dependent else x[:, :dependent]
+    u = ACTIVATIONS[activation]()(x @ w_up.T) @ w_down.T
+    [(up, down)] = least_squares(x, u)
+    expected = np.linalg.lstsq(x, u, rcond=1e-12)[0].T
+    np.testing.assert_allclose(down @ up, expected, atol=1e-7 * max(1, np.abs(expected).max()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), activation=st.sampled_from(["silu", "relu"]))
+def test_a_higher_rank_keeps_more(seed, activation):
+    x, _, _, u = made(seed, 50, 10, 6, 8, activation)
+    [(up, down)] = least_squares(x, u)
+    left = [residual(x, down[:, :rank] @ up[:rank], u) for rank in range(len(up) + 1)]
+    assert all(more >= less - 1e-9 for more, less in pairwise(left))
+
+
+def test_the_streamed_factor_finds_a_map_where_moments_would_not():
+    """Condition 1e9, as of inputs with massive activations: the moments' is 1e18, beyond fp64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 20, generator=generator, dtype=torch.float64) * torch.logspace(0, -9, 20, dtype=torch.float64)
+    weight = torch.randn(5, 20, generator=generator, dtype=torch.float64)
+    stream = SpectrumAccumulator()
+    for part in torch.cat([x, x @ weight.T], dim=1).split(30):
+        stream.update(part)
+    [(up, down)] = least_squares(*stream.factor.split([20, 5], dim=1))
+    assert (down @ up - weight).abs().max() < 1e-4
+    by_moments = torch.linalg.pinv(x.T @ x, hermitian=True) @ (x.T @ (x @ weight.T))
+    assert (by_moments.T - weight).abs().max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(3, 40, dtype=torch.bool)
+    mask[1, 25:] = False
+    return [
+        {
+            "input_ids": torch.randint(0, 1000, (3, 40), generator=generator),
+            "position_ids": torch.arange(40).repeat(3, 1),
+            "tokens": mask,
+        }
+        for _ in range(8)
+    ]
+
+
+def adapted(base: str, dtype: torch.dtype = torch.float32, name: str = "default", **options) -> PeftModel:
+    """As after training: W_down is not zero, and pre-activations are large enough to be non-linear."""
+    torch.manual_seed(0)
+    config = cera.CeraConfig(**{"r": 8, "scaling": 0.5, "init_weights": False, "task_type": "CAUSAL_LM", **options})
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), config, adapter_name=name)
+    for module, parameter in model.named_parameters():
+        if "cera_up" in module:
+            parameter.data *= 4
+    return model.eval()
+
+
+def logits(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    with torch.no_grad():
+        found = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+    return found[batch["tokens"]].double()
+
+
+def loaded(base: str, folder: Path) -> PeftModel:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder).eval()
+
+
+def test_exact_where_the_activation_is_the_identity(tiny_llama, batches, tmp_path):
+    model = adapted(tiny_llama, activation="identity")
+    found = cera.linearize(model, batches)
+    assert len(found.layers) == 8
+    for layer in found.layers:
+        assert layer.rank == 8
+        assert [layer.kept, layer.held_out, layer.any_rank] == pytest.approx([1, 1, 1], abs=1e-12)
+        of = model.get_submodule(f"base_model.model.{layer.name}")
+        expected = 0.5 * of.cera_down["default"].weight @ of.cera_up["default"].weight
+        torch.testing.assert_close(layer.down @ layer.up, expected, rtol=1e-5, atol=1e-5)
+    found.save(tmp_path)
+    torch.testing.assert_close(
+        logits(loaded(tiny_llama, tmp_path), batches[0]), logits(model, batches[0]), rtol=1e-4, atol=2e-5
+    )
+
+
+def test_a_bf16_model_is_not_less_linear_for_its_rounding(tiny_llama, batches):
+    found = cera.linearize(adapted(tiny_llama, torch.bfloat16, activation="identity"), batches)
+    assert [found.kept, found.held_out] == pytest.approx([1, 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_shares_and_weights_are_those_of_the_layers_in_the_model(tiny_llama, batches, activation):
+    model = adapted(tiny_llama, activation=activation)
+    layer = model.get_submodule(f"base_model.model.{Q5}")
+    seen = {"x": [], "u": []}
+    handles = [
+        layer.base_layer.register_forward_hook(lambda _, args, output: seen.update(base=output)),
+        layer.register_forward_hook(lambda _, args, output: seen["u"].append((output - seen["base"])[mask].double())),
+        layer.register_forward_pre_hook(lambda _, args: seen["x"].append(args[0][mask].double())),
+    ]
+    for batch in batches:
+        mask = batch["tokens"]
+        logits(model, batch)
+    for handle in handles:
+        handle.remove()
+    held = {of: np.concatenate(seen[of][::4]) for of in "xu"}
+    fit = {of: np.concatenate([part for i, part in enumerate(seen[of]) if i % 4]) for of in "xu"}
+
+    found = cera.linearize(model, batches, rank=3)
+    mine = next(layer for layer in found.layers if layer.name == Q5)
+    assert found.tokens == (len(fit["x"]), len(held["x"]))
+    solution = np.linalg.lstsq(fit["x"], fit["u"], rcond=None)[0]
+    right = np.linalg.svd(fit["x"] @ solution)[2][:3]
+    expected = solution @ right.T @ right
+
+    def share(data: dict, weight: np.ndarray) -> float:
+        return 1 - np.square(data["u"] - data["x"] @ weight).sum() / np.square(data["u"]).sum()
+
+    np.testing.assert_allclose((mine.down @ mine.up).T, expected, atol=1e-4 * np.abs(expected).max())
+    assert mine.kept == pytest.approx(share(fit, expected), abs=1e-5)
+    assert mine.held_out == pytest.approx(share(held, expected), abs=1e-5)
+    assert mine.any_rank == pytest.approx(share(held, solution), abs=1e-5)
+    assert 0.1 < mine.held_out < mine.any_rank < 0.99
+    assert found.kept == pytest.approx(np.mean([layer.kept for layer in found.layers]))
+
+
+def test_in_pieces_it_is_what_it_is_at_once(tiny_llama, batches):
+    model = adapted(tiny_llama)
+    fit, held = batches[1:], batches[:1]
+    whole = cera.linearize(model, [joined(fit)], held_out=held)
+    pieces = [{name: part[None] for name, part in zip(batch, row, strict=True)}
+              for batch in fit for row in zip(*batch.values(), strict=True)]  # fmt: skip
+    unsplit = {**joined(fit), "input_ids": joined(fit)["input_ids"].masked_fill(~joined(fit)["tokens"], 7)}
+    for found in (
+        cera.linearize(model, iter(pieces), held_out=iter(held)),
+        cera.linearize(model, fit, held_out=held, layers_at_a_time=1),
+        cera.linearize(model, fit, held_out=held, layers_at_a_time=3),
+        cera.linearize(model, [unsplit], held_out=held),  # what stands in the padding does not count
+    ):
+        assert [layer.name for layer in found.layers] == [layer.name for layer in whole.layers]
+        for ours, theirs in zip(found.layers, whole.layers, strict=True):
+            torch.testing.assert_close(ours.down @ ours.up, theirs.down @ theirs.up, rtol=1e-3, atol=1e-4)
+            assert [ours.kept, ours.held_out] == pytest.approx([theirs.kept, theirs.held_out], abs=1e-5)
+        assert found.tokens == whole.tokens
+
+
+def test_layers_with_the_same_input_share_its_factor(tiny_llama, batches, monkeypatch):
+    """Else the memory would be twice what is stated."""
+    names = []
+
+    def accumulator(name: str) -> SpectrumAccumulator:
+        names.append(name)
+        return SpectrumAccumulator(name)
+
+    monkeypatch.setattr(sys.modules["cera.linearize"], "SpectrumAccumulator", accumulator)
+    cera.linearize(adapted(tiny_llama, target_modules=["q_proj", "v_proj", "o_proj"]), batches)
+    prefixes = [f"model.layers.{i}.self_attn" for i in range(4)]
+    assert sorted(names) == sorted(f for p in prefixes for f in (f"{p}.q_proj, {p}.v_proj", f"{p}.o_proj"))
+
+
+def joined(batches: list[dict]) -> dict:
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def test_fewer_tokens_than_inputs(tiny_llama, batches, tmp_path):
+    """All of the update is explained by chance, which the held-out share tells."""
+    small = {name: value[:1, :5] for name, value in batches[0].items()}
+    found = cera.linearize(adapted(tiny_llama), [small], held_out=batches[1:])
+    assert found.kept == pytest.approx(1, abs=1e-9)
+    assert found.held_out < 0.5
+    assert {layer.rank for layer in found.layers} == {5}
+    found.save(tmp_path)
+    loaded(tiny_llama, tmp_path)
+
+
+def test_plain_batches_with_an_attention_mask(tiny_llama, batches):
+    model = adapted(tiny_llama)
+    plain = [{"input_ids": b["input_ids"], "attention_mask": b["tokens"].long()} for b in batches]
+    found, expected = cera.linearize(model, plain), cera.linearize(model, batches)
+    assert found.tokens == expected.tokens
+    assert [layer.kept for layer in found.layers] == pytest.approx([layer.kept for layer in expected.layers], abs=1e-5)
+
+
+def test_the_model_is_left_as_it_was(tiny_llama, batches):
+    model = adapted(tiny_llama, dropout=0.5).train()
+    before = {name: (value.clone(), value.requires_grad) for name, value in model.named_parameters()}
+    found = cera.linearize(model, batches, rank=2)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name][0])
+        assert value.requires_grad == before[name][1]
+    again = cera.linearize(model.eval(), batches, rank=2)  # in training mode too it is without dropout
+    assert [layer.kept for layer in found.layers] == [layer.kept for layer in again.layers]
+
+
+EXPORTS = {
+    "default": {},
+    "rank": {"rank": 3},
+    "ranks": {"rank": 6, "rank_pattern": {"v_proj": 4, r"layers\.2\.self_attn\.q_proj": 12}},
+    "some layers": {"layers_to_transform": [1, 3]},
+    "wider than its output": {"r": 48},
+    "whole modules": {"modules_to_save": ["norm"]},
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_the_export_loads_in_plain_peft_and_merges(tiny_llama, batches, tmp_path, name):
+    options = dict(EXPORTS[name])
+    rank = options.pop("rank", None)
+    model = adapted(tiny_llama, activation="identity", **options)
+    if name == "whole modules":
+        model.get_submodule("base_model.model.model.norm.modules_to_save.default").weight.data *= 1.5
+    found = cera.linearize(model, batches, rank)
+    found.save(tmp_path)
+    lora = loaded(tiny_llama, tmp_path)
+    names = {module.rpartition(".")[0] for module, _ in lora.named_modules() if module.endswith("lora_A")}
+    assert names == {f"base_model.model.{layer.name}" for layer in found.layers}
+    for layer in found.layers:
+        of, theirs = (model_.get_submodule(f"base_model.model.{layer.name}") for model_ in (lora, model))
+        assert of.r["default"] == layer.rank == min(rank or 99, theirs.r["default"], theirs.out_features)
+        torch.testing.assert_close(of.get_delta_weight("default"), layer.down @ layer.up)
+    unmerged = logits(lora, batches[0])
+    if rank is None:
+        torch.testing.assert_close(unmerged, logits(model, batches[0]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logits(lora.merge_and_unload(), batches[0]), unmerged, rtol=1e-4, atol=1e-4)
+
+
+def test_the_export_needs_neither_this_package_nor_its_adapter(tiny_llama, batches, tmp_path):
+    model = adapted(tiny_llama)
+    found = cera.linearize(model, batches)
+    found.save(tmp_path)
+    assert found.config.target_modules == {"q_proj", "v_proj"}
+    script = f"""
+import sys, warnings
+warnings.simplefilter("error", UserWarning)
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained({str(tmp_path)!r})
+assert "cera" not in sys.modules
+print(type(model.peft_config["default"]).__name__)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)
+    assert done.stdout.strip() == "LoraConfig", done.stderr
+
+
+def test_transposed_linears(batches, tmp_path):
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=1000))
+    base.save_pretrained(tmp_path / "base")
+    model = adapted(str(tmp_path / "base"), activation="identity", target_modules=["c_attn"])
+    cera.linearize(model, batches).save(tmp_path / "lora")
+    lora = loaded(str(tmp_path / "base"), tmp_path / "lora")
+    torch.testing.assert_close(logits(lora, batches[0]), logits(model, batches[0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits(lora.merge_and_unload(), batches[0]), logits(model, batches[0]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_untrained_adapter_has_nothing_to_lose(tiny_llama, batches):
+    found = cera.linearize(adapted(tiny_llama, init_weights=True), batches)
+    assert (found.kept, found.held_out) == (1, 1)
+    assert all(torch.count_nonzero(layer.up) == 0 for layer in found.layers)
+
+
+def test_an_adapter_by_name(tiny_llama, batches):
+    model = adapted(tiny_llama)
+    model.add_adapter("second", cera.CeraConfig(r=4, init_weights=False, activation="relu"))
+    with pytest.raises(ValueError, match=r"'second' must be the only active one, .*set_adapter\('second'\)"):
+        cera.linearize(model, batches, adapter="second")
+    model.set_adapter("second")
+    found = cera.linearize(model, batches, adapter="second")
+    assert {layer.rank for layer in found.layers} == {4}
+
+
+def test_an_adapter_inside_of_a_wrapped_module(tiny_llama, batches, tmp_path):
+    model = adapted(tiny_llama, granularity="module", name="around")
+    inside = cera.CeraConfig(r=4, init_weights=False, activation="identity", target_modules=["q_proj"])
+    model.add_adapter("inside", inside)
+    model.set_adapter("inside")
+    found = cera.linearize(model, batches, adapter="inside")
+    assert [layer.name for layer in found.layers] == [f"model.layers.{i}.self_attn.q_proj" for i in range(4)]
+    assert found.config.target_modules == {"q_proj"}
+    found.save(tmp_path)
+    lora = loaded(tiny_llama, tmp_path)
+    torch.testing.assert_close(logits(lora, batches[0]), logits(model, batches[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_linearized(tiny_llama, batches):
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with pytest.raises(ValueError, match="must be a PeftModel with a CeRA adapter, got a LlamaForCausalLM"):
+        cera.linearize(base, batches)
+    lora = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"'default' is a LoraConfig.*cera\.CeraConfig"):
+        cera.linearize(lora, batches)
+    module_level = cera.CeraConfig(granularity="module", task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match=r"has granularity='module' .* CeRA beside linear layers only"):
+        cera.linearize(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), module_level), batches)
+    model = adapted(tiny_llama)
+    with pytest.raises(ValueError, match="'other' is not in the model, which has default"):
+        cera.linearize(model, batches, adapter="other")
+    for field in ("rank", "layers_at_a_time"):
+        with pytest.raises(ValueError, match=f"{field} must be a positive integer, got 0"):
+            cera.linearize(model, batches, **{field: 0})
+    with pytest.raises(ValueError, match="0 batches to fit to and 1 to hold out"):
+        cera.linearize(model, batches[:1])
+    model.get_submodule(f"base_model.model.{Q5}").cera_up["default"].weight.data[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=re.escape(Q5)):
+        cera.linearize(model.train(), batches)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+# The command
+
+
+def test_command(two_runs, tmp_path, capsys):
+    out = tmp_path / "deep" / "lora"
+    assert main([str(two_runs / "cera"), "--rows", "40", "--rank", "4", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    rows = re.findall(r"^(model\.\S+|mean) +(\d*) +(\S+) +(\S+) +(\S+)$", printed.out, re.MULTILINE)
+    assert len(rows) == 9
+    assert rows[-1][0] == "mean"
+    assert {row[1] for row in rows[:-1]} == {"4"}
+    assert np.mean([float(row[3]) for row in rows[:-1]]) == pytest.approx(float(rows[-1][3]), abs=0.001)
+    base, of_cera, lora = map(float, re.search(r"base (\S+), CeRA (\S+), LoRA (\S+)\.$", printed.out, re.M).groups())
+    assert of_cera < base
+    assert lora == pytest.approx(of_cera, rel=0.05)
+    assert (out / "linearized.png").read_bytes().startswith(b"\x89PNG")
+    assert LoraConfig.from_pretrained(out).r == 4
+    assert main([str(two_runs / "cera"), "--out", str(out)]) == 2
+    assert "holds an adapter already" in capsys.readouterr().err
+
+
+def test_command_on_an_adapter_directory_and_a_chat_file(two_runs, tmp_path, capsys):
+    adapter = shutil.copytree(two_runs / "cera" / "adapter", tmp_path / "my-adapter")
+    data = tmp_path / "chats.jsonl"
+    turns = '{"role": "user", "content": "How many are %d and 1?"}, {"role": "assistant", "content": "#### 2"}'
+    data.write_text("\n".join('{"messages": [' + turns.replace("%d", str(i)) + "]}" for i in range(200)))
+    options = ["--data", str(data), "--rows", "150", "--layers-at-a-time", "2", "--out", str(tmp_path / "lora")]
+    assert main([str(adapter), *options]) == 0
+    assert "Perplexity on the held-out rows" in capsys.readouterr().out
+
+
+def test_perplexity_is_that_of_all_labelled_tokens(tiny_llama, batches):
+    from cera.studies.linearize import perplexity
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    labelled = [
+        {**b, "labels": b["input_ids"].masked_fill(~b["tokens"] | (b["position_ids"] < 9), -100)} for b in batches
+    ]
+    sums, count = 0.0, 0
+    for batch in labelled:
+        with torch.no_grad():
+            found = model(batch["input_ids"], position_ids=batch["position_ids"]).logits[:, :-1].flatten(0, 1)
+        labels = batch["labels"][:, 1:].flatten()
+        sums += F.cross_entropy(found, labels, reduction="sum").item()
+        count += (labels != -100).sum().item()
+    assert perplexity(model, labelled) == pytest.approx(np.exp(sums / count), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}"], "holds neither a run nor an adapter"),
+        (["{runs}/lora"], "lora/adapter: peft_type LORA, "),
+        (["{runs}/cera", "--rank", "0"], "--rank must be at least 1, got 0"),
+        (["{runs}/cera", "--layers-at-a-time", "0"], "--layers-at-a-time must be at least 1, got 0"),
+        (["{runs}/cera", "--rows", "0"], "--rows must be at least 1, got 0"),
+        (["{runs}/cera", "--rows", "2"], "--rows 2 make 1 batch, too few"),
+        (["{runs}/cera", "--base", "{tmp}/nowhere"], "nowhere"),
+        (["{runs}/cera", "--data", "{tmp}/missing.jsonl"], "no such file"),
+    ],
+)
+def test_errors(two_runs, tmp_path, capsys, arguments, message):
+    given_ = [argument.format(tmp=tmp_path, runs=two_runs) for argument in arguments]
+    assert main([*given_, "--out", str(tmp_path / "lora")]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed.splitlines()[-1]
+    assert not (tmp_path / "lora").exists()

@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
 # one thread a test: most start processes, and threads that wait for each other's cores are slower than none
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo install test test-slow lint clean
 

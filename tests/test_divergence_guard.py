@@ -130,7 +130,7 @@ def expected_padding(base: str) -> float:
     return 1 - sum(b["n_tokens"] for b in batches) / sum(b["tokens"].numel() for b in batches)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_two_processes(tiny_llama, tmp_path, strategy):
     guarded = [
         {"class_path": "callbacks.GenerationSamples", "init_args": {"max_new_tokens": 4}},

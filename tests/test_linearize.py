@@ -382,7 +382,7 @@ def test_what_cannot_be_linearized(tiny_llama, batches):
     with pytest.raises(ValueError, match=r"'default' is a LoraConfig.*cera\.CeraConfig"):
         cera.linearize(lora, batches)
     module_level = cera.CeraConfig(granularity="module", task_type="CAUSAL_LM")
-    with pytest.raises(ValueError, match=r"has granularity='module' .* CeRA beside linear layers only"):
+    with pytest.raises(ValueError, match=r"has granularity='module'.* CeRA beside linear layers only"):
         cera.linearize(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), module_level), batches)
     model = adapted(tiny_llama)
     with pytest.raises(ValueError, match="'other' is not in the model, which has default"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 from cera.branches import layer_labels
@@ -113,7 +113,7 @@ def draw_cumulative_energy(ax: Axes, spectra: dict[str, Layers]) -> None:
     ax.axhline(0.9, color="0.4", linestyle="--", linewidth=1)
     ax.annotate("90%", (1, 0.9), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4")
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(title="Cumulative energy", xlabel="components", ylabel="share of the energy", ylim=(0, 1.03))
     if len(ax.lines) > 1:

@@ -166,9 +166,10 @@ def _label(adapter: Path) -> str:
 
 
 def _distinct(labels: list[str], folders: list[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in folders]
+    shown = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
     return [
-        label if labels.count(label) == 1 else f"{folder}: {label}"
-        for label, folder in zip(labels, folders, strict=True)
+        label if labels.count(label) == 1 else f"{name}: {label}" for label, name in zip(labels, shown, strict=True)
     ]
 
 

@@ -22,11 +22,11 @@ class SpectralTracker(Callback):
     """Measures effective rank and AUC-90 of every layer at each validation, on batches computed anyway.
 
     Logs, over all adapted layers and per module (``q_proj``, ...), the mean of ``spectra/effective_rank``,
-    ``spectra/effective_rank_over_r`` and ``spectra/auc_90``, and the first and last per layer under
-    ``spectra_by_layer``; for other quantities than the update the same under ``spectra_latent`` and
-    ``spectra_weight``. ``spectra/cost`` is the tracker's share of the run's time so far. Keeps the singular values in
-    ``spectra/step=N.safetensors`` of the run directory. A layer whose activations are NaN or infinite has no spectrum:
-    it is named in a warning, nothing is logged, and training goes on.
+    ``spectra/effective_rank_over_r`` and ``spectra/auc_90``, and each per layer under ``spectra_by_layer``; for other
+    quantities than the update the same under ``spectra_latent`` and ``spectra_weight``. ``spectra/cost`` is the
+    tracker's share of the run's time so far. Keeps the singular values in ``spectra/step=N.safetensors`` of the run
+    directory. A layer whose activations are NaN or infinite has no spectrum: it is named in a warning, nothing is
+    logged, and training goes on.
 
     Args:
         batches: Validation batches to read at each validation, per rank; their padding is left out.
@@ -208,8 +208,10 @@ def _measures(quantity: str, spectra: dict[str, Tensor], ranks: dict[str, int]) 
         return {}
     suffix = "" if quantity == "update" else f"_{quantity}"
     labels = layer_labels(spectra)
+    rank = {name: effective_rank(sigma) for name, sigma in spectra.items()}
     per_layer = {
-        "effective_rank": {name: effective_rank(sigma) for name, sigma in spectra.items()},
+        "effective_rank": rank,
+        "effective_rank_over_r": {name: rank[name] / ranks[name] for name in spectra if name in ranks},
         "auc_90": {name: float(energy_rank(sigma)) for name, sigma in spectra.items()},
     }
     groups = {"mean": list(spectra)}
@@ -217,12 +219,12 @@ def _measures(quantity: str, spectra: dict[str, Tensor], ranks: dict[str, int]) 
         groups.setdefault(module, []).append(name)
     values = {}
     for measure, of in per_layer.items():
-        for name, (number, module) in labels.items():
-            values[f"spectra{suffix}_by_layer/{measure}/{module}/{number:02d}"] = of[name]
+        for name, value in of.items():
+            number, module = labels[name]
+            values[f"spectra{suffix}_by_layer/{measure}/{module}/{number:02d}"] = value
         for group, names in groups.items() if len(groups) > 2 else [("mean", groups["mean"])]:
-            values[f"spectra{suffix}/{measure}/{group}"] = sum(of[name] for name in names) / len(names)
-    if shares := [per_layer["effective_rank"][name] / ranks[name] for name in spectra if name in ranks]:
-        values[f"spectra{suffix}/effective_rank_over_r/mean"] = sum(shares) / len(shares)
+            if known := [of[name] for name in names if name in of]:
+                values[f"spectra{suffix}/{measure}/{group}"] = sum(known) / len(known)
     return values
 
 

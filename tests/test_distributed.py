@@ -53,6 +53,10 @@ def test_two_processes_equal_one(tiny_llama, tmp_path, alone, strategy, precisio
         assert sorted(re.findall(r"rank (\d) holds (\d+) of", printed)) == [("0", "0"), ("1", "0")]
     whole = tmp_path / "whole" / "test"
     assert_close(whole, alone[precision], tolerance)
+    for measure in ("spectra/effective_rank/mean", "spectra/effective_rank/q_proj"):  # of all ranks' tokens
+        ours, theirs = losses(whole, measure), losses(alone[precision], measure)
+        assert ours.keys() == theirs.keys() == {3, 7}
+        assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=1e-4 if strategy == "ddp" else 0.05)
 
     # export: the adapter loads in plain PEFT and is not the one it started from
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)

@@ -11,7 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from cera.branches import layer_labels
 from cera.studies.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
-from cera.studies.runs import Spectra, adapter_name, read_spectra
+from cera.studies.runs import Spectra, adapter_label, adapter_name, adapter_rank, read_spectra
 
 SORTED_BY = ("val/perplexity", "spectra/effective_rank/mean", "spectra/auc_90/mean")
 """The metrics of the HParams tab: a run's last value of each."""
@@ -67,16 +67,16 @@ class Dashboard(Callback):
             return
         newest = self._history[max(self._history)]
         for logger in loggers:
-            _draw(logger.experiment, newest, self._history, _label(pl_module))
+            _draw(logger.experiment, newest, self._history, adapter_label(*_adapter(pl_module)))
 
 
 def hyperparameters(module: Any, trainer: Any) -> dict[str, str | int | float]:
     """What a table of runs is sorted by."""
-    data = trainer.datamodule
-    r = getattr(module.adapter, "r", None)
+    data, (kind, settings) = trainer.datamodule, _adapter(module)
+    r = adapter_rank(settings)
     return {
-        "adapter": _name(module),
-        **({} if r is None else {"r": int(r)}),
+        "adapter": adapter_name(kind, settings),
+        **({} if r is None else {"r": r}),
         "learning_rate": module.learning_rate,
         "steps": module.total_steps,
         "base": Path(module.base).name,
@@ -84,13 +84,8 @@ def hyperparameters(module: Any, trainer: Any) -> dict[str, str | int | float]:
     }
 
 
-def _name(module: Any) -> str:
-    return adapter_name(type(module.adapter).__name__, vars(module.adapter))
-
-
-def _label(module: Any) -> str:
-    r = getattr(module.adapter, "r", None)
-    return _name(module) if r is None else f"{_name(module)} r={r}"
+def _adapter(module: Any) -> tuple[str, dict[str, Any]]:
+    return type(module.adapter).__name__, vars(module.adapter)
 
 
 def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:

@@ -39,10 +39,14 @@ def write_run(
 
 def test_a_run_tells_adapter_rank_and_learning_rate(tmp_path):
     dora = {"class_path": "peft.LoraConfig", "init_args": {"r": 16, "use_dora": True}}
+    hybrid = {"class_path": "cera.CeraConfig", "init_args": {"r": 16, "use_dora": True}}
+    adalora = {"class_path": "peft.AdaLoraConfig", "init_args": {"r": 8, "init_r": 12, "use_dora": False}}
     for adapter, name, label in (
         (CERA, "CeRA", "CeRA r=64"),
         (LORA, "LoRA", "LoRA r=64"),
         (dora, "DoRA", "DoRA r=16"),
+        (hybrid, "CeRA-DoRA", "CeRA-DoRA r=16"),
+        (adalora, "AdaLoRA", "AdaLoRA r=12"),
         ({"class_path": "peft.IA3Config"}, "IA3", "IA3"),
     ):
         run = Run.read(write_run(tmp_path / label, adapter, learning_rate=5e-5))

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import cera.adapters  # noqa: F401  # makes CeRA and its like PEFT methods
 from cera.adapters.budget import trainable_parameters
 from cera.compose import compose
+from cera.studies.runs import adapter_rank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "configs" / "adapters"
@@ -150,7 +151,7 @@ def load(name: str, **settings: Any) -> PeftConfig:
 
 def width(config: PeftConfig) -> int:
     """The adapter's r: AdaLoRA's is the one that it starts with."""
-    return int(getattr(config, "init_r", None) or config.r)  # type: ignore[attr-defined]
+    return adapter_rank(vars(config)) or 0
 
 
 def merges(config: PeftConfig) -> bool:

@@ -19,6 +19,7 @@ DIVERGED = "diverged.json"
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 LABELS = {"Cera": "CeRA", "Lora": "LoRA", "AdaLora": "AdaLoRA"}
+WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA"}
 
 
 class RunError(ValueError):
@@ -88,12 +89,12 @@ class Run:
     @property
     def rank(self) -> int | None:
         """The adapter's r, where it has one."""
-        return self._adapter_settings.get("r")
+        return adapter_rank(self._adapter_settings)
 
     @property
     def label(self) -> str:
         """Adapter and rank, as a legend names them."""
-        return self.adapter if self.rank is None else f"{self.adapter} r={self.rank}"
+        return adapter_label(self.config["model"]["adapter"]["class_path"], self._adapter_settings)
 
     @property
     def learning_rate(self) -> float:
@@ -164,7 +165,18 @@ class Run:
 def adapter_name(class_path: str, settings: dict[str, Any]) -> str:
     """The paper's name for a PEFT configuration class and its settings."""
     name = class_path.rpartition(".")[2].removesuffix("Config")
-    return "DoRA" if settings.get("use_dora") else LABELS.get(name, name)
+    return (WITH_DORA if settings.get("use_dora") else LABELS).get(name, name)
+
+
+def adapter_rank(settings: dict[str, Any]) -> int | None:
+    """The r in the settings of a PEFT configuration; of AdaLoRA, which has an unused one too, the r it starts with."""
+    return settings.get("init_r") or settings.get("r")
+
+
+def adapter_label(class_path: str, settings: dict[str, Any]) -> str:
+    """Name and rank of a PEFT configuration class with its settings, as a legend names it."""
+    name, rank = adapter_name(class_path, settings), adapter_rank(settings)
+    return name if rank is None else f"{name} r={rank}"
 
 
 def curve(path: Path, column: str) -> dict[int, float]:

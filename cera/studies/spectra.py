@@ -18,7 +18,7 @@ from cera.branches import Quantity, find_branches, layer_labels
 from cera.data import ChatData, ChatDataset, DataError, GSMSymbolic
 from cera.spectral import SpectrumAccumulator, effective_rank, energy_rank
 from cera.studies.figures import Layers, side_by_side
-from cera.studies.runs import Run, RunError, Spectra, adapter_name
+from cera.studies.runs import Run, RunError, Spectra, adapter_label
 
 PROBLEMS = GSMSymbolic(problem_seed=1)
 """What adapters are measured on unless told otherwise: problems from another seed than those of the training set."""
@@ -161,8 +161,7 @@ def settings(adapter: Path) -> dict[str, Any]:
 
 def _label(adapter: Path) -> str:
     of = settings(adapter)
-    name = adapter_name(PEFT_TYPE_TO_CONFIG_MAPPING[of["peft_type"]].__name__, of)
-    return f"{name} r={of['r']}" if of.get("r") else name
+    return adapter_label(PEFT_TYPE_TO_CONFIG_MAPPING[of["peft_type"]].__name__, of)
 
 
 def _distinct(labels: list[str], folders: list[Path]) -> list[str]:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from cera.branches import layer_labels
+from cera.branches import by_module
+from cera.loggers import tensorboards
 from cera.studies.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
-from cera.studies.runs import Spectra, adapter_label, adapter_name, adapter_rank, read_spectra
+from cera.studies.runs import Spectra, adapter_label, adapter_name, adapter_rank, read_spectra, spectra_files
 
 SORTED_BY = ("val/perplexity", "spectra/effective_rank/mean", "spectra/auc_90/mean")
 """The metrics of the HParams tab: a run's last value of each."""
@@ -44,27 +44,26 @@ class Dashboard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the loggers the hyperparameters before the trainer makes them write ``hparams.yaml``."""
-        for logger in _tensorboards(trainer) if stage == "fit" else []:
+        for logger in tensorboards(trainer) if stage == "fit" else []:
             logger.hparams.update(hyperparameters(pl_module, trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Charts and hyperparameters."""
         parameters = hyperparameters(pl_module, trainer)
-        for logger in _tensorboards(trainer):
+        for logger in tensorboards(trainer):
             logger.experiment.add_custom_scalars(CHARTS)
             for summary in hparams(parameters, dict.fromkeys(SORTED_BY, 0)):  # names only; the values are the scalars'
                 logger.experiment._get_file_writer().add_summary(summary)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Histograms and figures of the newest spectra."""
-        if not (loggers := _tensorboards(trainer)) or trainer.sanity_checking:
+        if not (loggers := tensorboards(trainer)) or trainer.sanity_checking:
             return
-        for path in (Path(trainer.default_root_dir) / "spectra").glob("step=*.safetensors"):
-            step = int(path.stem.partition("=")[2])
-            if step <= trainer.global_step and step not in self._history:
-                self._history[step] = read_spectra(path)
-        if not self._history:
+        files = spectra_files(trainer.default_root_dir)
+        unseen = [step for step in files if step <= trainer.global_step and step not in self._history]
+        if not unseen:  # nothing was measured since
             return
+        self._history.update({step: read_spectra(files[step]) for step in unseen})
         newest = self._history[max(self._history)]
         for logger in loggers:
             _draw(logger.experiment, newest, self._history, adapter_label(*_adapter(pl_module)))
@@ -88,21 +87,12 @@ def _adapter(module: Any) -> tuple[str, dict[str, Any]]:
     return type(module.adapter).__name__, vars(module.adapter)
 
 
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    if not trainer.is_global_zero:
-        return []
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
 def _draw(writer: Any, newest: Spectra, history: dict[int, Spectra], label: str) -> None:
     update = newest.values.get("update")
     if not update:
         return
-    by_module: dict[str, list[torch.Tensor]] = {}
-    for name, (_, module) in layer_labels(update).items():
-        by_module.setdefault(module, []).append(update[name])
-    for module, spectra in by_module.items():
-        positive = torch.cat(spectra).clamp_min(1e-12).log10()
+    for module, names in by_module(update).items():
+        positive = torch.cat([update[name] for name in names.values()]).clamp_min(1e-12).log10()
         writer.add_histogram(f"log10 singular values of the update/{module}", positive, newest.step)
     steps = {step: of.values["update"] for step, of in history.items() if of.values.get("update")}
     figures = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from cera.checkpoint import write_text
+from cera.checkpoint import replacing
 from cera.studies.runs import DIVERGED
 
 
@@ -93,7 +93,10 @@ class DivergenceGuard(Callback):
             # JSON knows no NaN; float() takes the string as well
             number = loss if math.isfinite(loss) else str(loss)
             record = {"step": step, "loss": number, "learning_rate": learning_rate, "reason": reason}
-            write_text(Path(trainer.default_root_dir) / DIVERGED, json.dumps(record, indent=2) + "\n")
+            path = Path(trainer.default_root_dir) / DIVERGED
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                file.write_text(json.dumps(record, indent=2) + "\n")
         raise Diverged(step, loss, learning_rate, reason)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from cera.checkpoint import write_text
+from cera.checkpoint import replacing
 from cera.data.datamodule import Question
 from cera.evaluation import generate
+from cera.loggers import tensorboards
 
 
 class GenerationSamples(Callback):
@@ -59,11 +59,12 @@ class GenerationSamples(Callback):
             for question, answer in zip(self._questions, answers, strict=True)
         ]
         path = Path(trainer.default_root_dir) / "samples" / f"step={step}.jsonl"
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for number, record in enumerate(records, start=1):
-                    logger.experiment.add_text(f"samples/{number}", _markdown(record), step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        for logger in tensorboards(trainer):
+            for number, record in enumerate(records, start=1):
+                logger.experiment.add_text(f"samples/{number}", _markdown(record), step)
 
 
 def _markdown(record: dict[str, str]) -> str:

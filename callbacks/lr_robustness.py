@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cera.loggers import log_now, tensorboards
 from cera.studies.lr_robustness import Robustness, compare, figure, save, study_of
 from cera.studies.runs import DIVERGED, RunError
 
@@ -64,9 +64,8 @@ class LRRobustness(Callback):
             self._log(trainer, results[own.identity[1]])
             drawn = figure(results.values())
             save(drawn, Path(trainer.default_root_dir) / "lr_robustness.png")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure("lr_robustness/panels", drawn, trainer.global_step)
+            for logger in tensorboards(trainer):
+                logger.experiment.add_figure("lr_robustness/panels", drawn, trainer.global_step)
         except (OSError, RunError) as error:  # files, mostly of other runs: nothing to lose this one for
             rank_zero_warn(f"LRRobustness was not brought up to date: {error}")
 
@@ -79,5 +78,4 @@ class LRRobustness(Callback):
             "divergences": result.divergences,
         }
         defined = {f"lr_robustness/{name}": float(value) for name, value in values.items() if value is not None}
-        for logger in trainer.loggers:
-            logger.log_metrics(defined, step=max(trainer.global_step - 1, 0))  # as Lightning numbers steps
+        log_now(trainer, defined)

@@ -13,6 +13,8 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from cera.checkpoint import replacing
+
 PACKAGES = (
     "torch",
     "lightning",
@@ -39,15 +41,14 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called on every rank; the first one writes."""
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             record = {**environment(trainer), "trainable_parameters": trainable_parameters(pl_module)}
             if self.path.exists():
                 first = json.loads(self.path.read_text())
                 resumed = {**record, "from_step": trainer.global_step}
                 record = {**first, "resumed": [*first.get("resumed", []), resumed]}
-            unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-            unfinished.write_text(json.dumps(record, indent=2) + "\n")
-            unfinished.replace(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as file:
+                file.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:

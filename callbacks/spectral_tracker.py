@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 from lightning import LightningModule, Trainer
@@ -14,8 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from cera.branches import Branch, Quantity, find_branches, layer_labels
+from cera.branches import Branch, Quantity, by_module, find_branches
+from cera.checkpoint import replacing
+from cera.loggers import log_now
 from cera.spectral import NonFiniteError, SpectrumAccumulator, effective_rank, energy_rank
+from cera.studies.runs import spectra_files
 
 
 class SpectralTracker(Callback):
@@ -77,8 +81,8 @@ class SpectralTracker(Callback):
         """Start the clock anew; a resumed run writes the spectra after its checkpoint again."""
         self._started = time.perf_counter()
         if trainer.is_global_zero:
-            for path in self._folder(trainer).glob("step=*.safetensors"):
-                if int(path.stem.partition("=")[2]) > trainer.global_step:
+            for step, path in spectra_files(trainer.default_root_dir).items():
+                if step > trainer.global_step:
                     path.unlink()
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -120,9 +124,7 @@ class SpectralTracker(Callback):
     ) -> None:
         """Measure at the end of the step, log and keep."""
         if self._streams and trainer.global_step > self._step:
-            values = self._measure(trainer)
-            for logger in trainer.loggers:  # at this step, whatever trainer.log_every_n_steps
-                logger.log_metrics(values, step=trainer.global_step - 1)
+            log_now(trainer, self._measure(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -188,18 +190,12 @@ class SpectralTracker(Callback):
         return values
 
     def _keep(self, trainer: Trainer, spectra: dict[str, dict[str, Tensor]], ranks: dict[str, int]) -> None:
-        folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{quantity}/{name}": s for quantity, layers in spectra.items() for name, s in layers.items()}
         metadata = {"layers": json.dumps([b.name for b in self._branches]), "ranks": json.dumps(ranks)}
-        path = folder / f"step={trainer.global_step}.safetensors"
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        save_file(tensors, unfinished, metadata)
-        unfinished.replace(path)
-
-    @staticmethod
-    def _folder(trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "spectra"
+        folder = Path(trainer.default_root_dir) / "spectra"
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / f"step={trainer.global_step}.safetensors") as file:
+            save_file(tensors, file, metadata)
 
 
 def _measures(quantity: str, spectra: dict[str, Tensor], ranks: dict[str, int]) -> dict[str, float]:
@@ -207,7 +203,7 @@ def _measures(quantity: str, spectra: dict[str, Tensor], ranks: dict[str, int]) 
     if not spectra:
         return {}
     suffix = "" if quantity == "update" else f"_{quantity}"
-    labels = layer_labels(spectra)
+    modules = by_module(spectra)
     rank = {name: effective_rank(sigma) for name, sigma in spectra.items()}
     per_layer = {
         "effective_rank": rank,
@@ -215,16 +211,16 @@ def _measures(quantity: str, spectra: dict[str, Tensor], ranks: dict[str, int]) 
         "auc_90": {name: float(energy_rank(sigma)) for name, sigma in spectra.items()},
     }
     groups = {"mean": list(spectra)}
-    for name, (_, module) in labels.items():
-        groups.setdefault(module, []).append(name)
+    if len(modules) > 1:
+        groups.update({module: list(names.values()) for module, names in modules.items()})
     values = {}
     for measure, of in per_layer.items():
-        for name, value in of.items():
-            number, module = labels[name]
-            values[f"spectra{suffix}_by_layer/{measure}/{module}/{number:02d}"] = value
-        for group, names in groups.items() if len(groups) > 2 else [("mean", groups["mean"])]:
-            if known := [of[name] for name in names if name in of]:
-                values[f"spectra{suffix}/{measure}/{group}"] = sum(known) / len(known)
+        for module, names in modules.items():
+            layers = {f"{number:02d}": of[name] for number, name in names.items() if name in of}
+            values.update({f"spectra{suffix}_by_layer/{measure}/{module}/{n}": value for n, value in layers.items()})
+        for group, members in groups.items():
+            if known := [of[name] for name in members if name in of]:
+                values[f"spectra{suffix}/{measure}/{group}"] = fmean(known)
     return values
 
 

@@ -9,6 +9,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from cera.loggers import log_now
 from cera.throughput import Meter, TrainingFlops
 
 
@@ -81,8 +82,7 @@ class Throughput(Callback):
         values["peak_memory_gib"] = memory / 2**30
         if self._peak:
             values["mfu"] = work / (seconds * len(ranks) * self._peak)
-        for logger in trainer.loggers:
-            logger.log_metrics({f"throughput/{name}": value for name, value in values.items()}, trainer.global_step - 1)
+        log_now(trainer, {f"throughput/{name}": value for name, value in values.items()})
         meter.reset()
         self._work = 0.0
 

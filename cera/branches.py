@@ -87,12 +87,17 @@ class Branch:
 def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
     """The branches of ``adapter`` in ``model``, in the model's order; those of fused experts are left out."""
     return [
-        _branch(name.removeprefix("base_model.model.").replace(".base_layer.", "."), layer, adapter)
+        _branch(base_name(name), layer, adapter)
         for name, layer in model.named_modules()
         if isinstance(layer, BaseTunerLayer)
         and not isinstance(layer, CeraExperts | ParamWrapper)
         and adapter in layer._get_available_adapters()
     ]
+
+
+def base_name(name: str) -> str:
+    """A module's name in the base model, without PEFT's wrapping."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def layer_labels(names: Iterable[str]) -> dict[str, tuple[int, str]]:
@@ -103,6 +108,14 @@ def layer_labels(names: Iterable[str]) -> dict[str, tuple[int, str]]:
     parts = {name: _split_at_number(name) for name in names}
     short = {name: (number, rest.rpartition(".")[2]) for name, (number, rest) in parts.items()}
     return short if len(set(short.values())) == len(short) else parts
+
+
+def by_module(names: Iterable[str]) -> dict[str, dict[int, str]]:
+    """The names by module, then layer number, ascending (``layer_labels``)."""
+    found: dict[str, dict[int, str]] = {}
+    for name, (number, module) in layer_labels(names).items():
+        found.setdefault(module, {})[number] = name
+    return {module: dict(sorted(of.items())) for module, of in found.items()}
 
 
 def _split_at_number(name: str) -> tuple[int, str]:

@@ -4,7 +4,8 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write ``checkpoint`` to ``path``. Killed at any moment, it leaves the file that was there before."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        with unfinished.open("wb") as file:
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
         sync_directory(path.parent)
 
     def load_checkpoint(
@@ -74,11 +73,11 @@ def differences(theirs: str, ours: str) -> list[str]:
     return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``path`` by way of a file beside it, so that it is never half there; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to, renamed to it at the end: after an exception ``path`` is as it was."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
+    yield unfinished
     unfinished.replace(path)
 
 

@@ -1,11 +1,15 @@
-"""A ``metrics.csv`` that survives a resume."""
+"""Where a run's numbers go: a ``metrics.csv`` that survives a resume, and what all callbacks log by."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from cera.checkpoint import replacing
 
 
 class _Appender(_ExperimentWriter):
@@ -46,18 +50,30 @@ class MetricsCSV(CSVLogger):
         """Nothing: the run directory has ``config.yaml``."""
 
 
+def log_now(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Log ``values`` for the step that has just been made, whatever ``trainer.log_every_n_steps`` says.
+
+    Lightning numbers steps from 0; before the first step they go to 0, too.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=max(trainer.global_step - 1, 0))
+
+
+def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The trainer's TensorBoard loggers, for what other loggers do not take; none on other ranks than the first."""
+    return [each for each in trainer.loggers if isinstance(each, TensorBoardLogger) and trainer.is_global_zero]
+
+
 def _drop_rows_from(path: Path, step: int) -> None:
     if not path.is_file():
         return
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         columns, rows = list(reader.fieldnames or []), [row for row in reader if _step(row) < step]
-    trimmed = path.with_name(f".{path.name}.unfinished")
-    with trimmed.open("w", newline="") as file:
+    with replacing(path) as trimmed, trimmed.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
-    trimmed.replace(path)
 
 
 def _step(row: dict[str, str | None]) -> float:

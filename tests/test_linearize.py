@@ -1,5 +1,6 @@
 """The stand-in is the least-squares one: against NumPy, against any other LoRA, and in the model it is exported for."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -452,6 +453,7 @@ def test_perplexity_is_that_of_all_labelled_tokens(tiny_llama, batches):
     [
         (["{tmp}"], "holds neither a run nor an adapter"),
         (["{runs}/lora"], "lora/adapter: peft_type LORA, "),
+        (["{hybrid}"], "hybrid: peft_type CERA, granularity weight, target_parameters None, use_dora True"),
         (["{runs}/cera", "--rank", "0"], "--rank must be at least 1, got 0"),
         (["{runs}/cera", "--layers-at-a-time", "0"], "--layers-at-a-time must be at least 1, got 0"),
         (["{runs}/cera", "--rows", "0"], "--rows must be at least 1, got 0"),
@@ -461,7 +463,10 @@ def test_perplexity_is_that_of_all_labelled_tokens(tiny_llama, batches):
     ],
 )
 def test_errors(two_runs, tmp_path, capsys, arguments, message):
-    given_ = [argument.format(tmp=tmp_path, runs=two_runs) for argument in arguments]
+    hybrid = shutil.copytree(two_runs / "cera" / "adapter", tmp_path / "hybrid")
+    written = json.loads((hybrid / "adapter_config.json").read_text())
+    (hybrid / "adapter_config.json").write_text(json.dumps({**written, "use_dora": True}))
+    given_ = [argument.format(tmp=tmp_path, runs=two_runs, hybrid=hybrid) for argument in arguments]
     assert main([*given_, "--out", str(tmp_path / "lora")]) == 2
     printed = capsys.readouterr().err
     assert message in printed.splitlines()[-1]

@@ -25,7 +25,7 @@ from transformers.integrations.moe import _grouped_mm
 
 from cera.adapters.activations import ACTIVATIONS
 from cera.adapters.config import CeraConfig
-from cera.adapters.layer import NOT_MERGEABLE
+from cera.adapters.layer import Unmergeable
 
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 """The names of experts' weights in transformers, to which a branch can be added."""
@@ -78,7 +78,7 @@ class ExpertBranch(nn.Module):
         return _grouped_product(latent, self.down.to(dtype).mT, ends) * self.scaling
 
 
-class CeraExperts(nn.Module, BaseTunerLayer):
+class CeraExperts(Unmergeable, nn.Module, BaseTunerLayer):
     """A frozen module of fused experts with any number of CeRA adapters in it, by name.
 
     Serves every experts module of transformers that is decorated with ``use_experts_implementation`` and has its
@@ -157,17 +157,6 @@ class CeraExperts(nn.Module, BaseTunerLayer):
         experts = self.get_base_layer()
         weight = getattr(experts, name)
         return weight if experts.is_transposed else weight.mT
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raises ``NotImplementedError``: there is no such matrix."""
-        raise NotImplementedError(NOT_MERGEABLE)
-
-    def unmerge(self) -> None:
-        """Raises ``NotImplementedError``: nothing can have been merged."""
-        raise NotImplementedError(NOT_MERGEABLE)
-
-    def __repr__(self) -> str:
-        return "cera." + super().__repr__()
 
 
 def are_experts(module: nn.Module) -> bool:

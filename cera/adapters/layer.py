@@ -16,7 +16,22 @@ NOT_MERGEABLE = (
 )
 
 
-class BranchLayer(nn.Module, BaseTunerLayer):
+class Unmergeable:
+    """What PEFT calls to merge a layer's adapters, refused; and the name that tells these layers from PEFT's."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raises ``NotImplementedError``: there is no such matrix."""
+        raise NotImplementedError(NOT_MERGEABLE)
+
+    def unmerge(self) -> None:
+        """Raises ``NotImplementedError``: nothing can have been merged."""
+        raise NotImplementedError(NOT_MERGEABLE)
+
+    def __repr__(self) -> str:
+        return "cera." + super().__repr__()
+
+
+class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
     """A frozen layer with any number of adapters, by name, that each add ``s * W_down(D(act(W_up x)))``.
 
     Args:
@@ -140,17 +155,6 @@ class BranchLayer(nn.Module, BaseTunerLayer):
                 rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
                 result = result.index_add(0, rows, self.delta(x[rows], base[rows], name).to(result.dtype))
         return result
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raises ``NotImplementedError``: there is no such matrix."""
-        raise NotImplementedError(NOT_MERGEABLE)
-
-    def unmerge(self) -> None:
-        """Raises ``NotImplementedError``: nothing can have been merged."""
-        raise NotImplementedError(NOT_MERGEABLE)
-
-    def __repr__(self) -> str:
-        return "cera." + super().__repr__()
 
 
 class CeraLayer(BranchLayer):

@@ -35,19 +35,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cera.adapters import CeraConfig, CeraLayer
+from cera.branches import base_name
 from cera.spectral import SpectrumAccumulator
 
-__all__ = ["Linearization", "LinearizedLayer", "least_squares", "linearize"]
+__all__ = ["Linearization", "LinearizedLayer", "can_linearize", "least_squares", "linearize"]
 
 Batch = Mapping[str, Any]
 EVERY = 4
@@ -97,17 +99,17 @@ class Linearization:
     @property
     def kept(self) -> float:
         """Share of the update's energy that is kept on the data fitted to: the mean over layers."""
-        return _mean([layer.kept for layer in self.layers])
+        return fmean([layer.kept for layer in self.layers])
 
     @property
     def held_out(self) -> float:
         """Share of the update's energy that is kept on held-out data: the mean over layers."""
-        return _mean([layer.held_out for layer in self.layers])
+        return fmean([layer.held_out for layer in self.layers])
 
     @property
     def any_rank(self) -> float:
         """``held_out`` of the best linear maps of any rank."""
-        return _mean([layer.any_rank for layer in self.layers])
+        return fmean([layer.any_rank for layer in self.layers])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The adapter's tensors, as PEFT names them in ``adapter_model.safetensors``."""
@@ -171,7 +173,7 @@ def linearize(
     if not fit or not held:
         raise ValueError(f"There are {len(fit)} batches to fit to and {len(held)} to hold out; give at least one each.")
     updates = [
-        _Update(_plain(name), layer, adapter)
+        _Update(base_name(name), layer, adapter)
         for name, layer in model.named_modules()
         if isinstance(layer, CeraLayer) and adapter in layer.cera_up
     ]
@@ -355,6 +357,13 @@ def _each_input(
     return tokens
 
 
+def can_linearize(config: PeftConfig) -> bool:
+    """Whether ``config`` is CeRA beside linear layers: no module-level branch, no experts, no hybrid with DoRA."""
+    if not isinstance(config, CeraConfig):
+        return False
+    return config.granularity == "weight" and not config.target_parameters and not config.use_dora
+
+
 def _check(model: nn.Module, adapter: str) -> CeraConfig:
     """The adapter's configuration; raises ``ValueError`` if it cannot be linearized."""
     if not isinstance(model, PeftModel):
@@ -367,7 +376,7 @@ def _check(model: nn.Module, adapter: str) -> CeraConfig:
             f"adapter {adapter!r} is a {type(config).__name__}. What is linearized is CeRA beside linear layers "
             "(cera.CeraConfig with granularity='weight')."
         )
-    if config.granularity != "weight" or config.target_parameters or config.use_dora:
+    if not can_linearize(config):
         raise ValueError(
             f"adapter {adapter!r} has granularity={config.granularity!r}, use_dora={config.use_dora} and "
             f"target_parameters={config.target_parameters}. What is linearized is CeRA beside linear layers only: "
@@ -402,13 +411,8 @@ def _lora_config(model: nn.Module, config: CeraConfig, layers: list[LinearizedLa
 def _targets(model: nn.Module, adapted: set[str]) -> list[str]:
     """The last parts of the names if they mean the adapted layers and no others, else the names."""
     ends = {name.rpartition(".")[2] for name in adapted}
-    meant = {name for name in (_plain(name) for name, _ in model.named_modules()) if name.rpartition(".")[2] in ends}
+    meant = {name for name in (base_name(name) for name, _ in model.named_modules()) if name.rpartition(".")[2] in ends}
     return sorted(ends if meant == adapted else adapted)
-
-
-def _plain(name: str) -> str:
-    """A module's name in the base model, without PEFT's wrapping."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _saved_whole(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -418,7 +422,3 @@ def _saved_whole(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 def _percent(of: LinearizedLayer | Linearization) -> str:
     return f"{100 * of.kept:>10.3f} {100 * of.held_out:>9.3f} {100 * of.any_rank:>9.3f}"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
-from cera.branches import layer_labels
+from cera.branches import by_module
 from cera.spectral import cumulative_energy, effective_rank, energy_rank
 
 Layers = dict[str, Tensor]
@@ -28,7 +28,7 @@ def spectral_signature(spectra: dict[str, Layers]) -> Figure:
     Args:
         spectra: By adapter, then layer: (k,) fp64, descending.
     """
-    figure, axes = _figure(1)
+    figure, axes = panels(1)
     draw_signature(axes[0], spectra)
     return figure
 
@@ -39,7 +39,7 @@ def cumulative_energy_curves(spectra: dict[str, Layers]) -> Figure:
     Args:
         spectra: By adapter, then layer: (k,) fp64, descending.
     """
-    figure, axes = _figure(1)
+    figure, axes = panels(1)
     draw_cumulative_energy(axes[0], spectra)
     return figure
 
@@ -51,23 +51,19 @@ def effective_rank_map(history: dict[int, Layers]) -> Figure:
         history: By optimizer step, then layer: (k,) fp64, descending.
     """
     steps = sorted(history)
-    labels = layer_labels(history[steps[-1]])
-    modules = list(dict.fromkeys(module for _, module in labels.values()))
-    figure, axes = _figure(len(modules), height=4.5)
+    modules = by_module(history[steps[-1]])
+    figure, axes = panels(len(modules), height=4.5)
     ranks = {
         module: {
             number: [effective_rank(history[step][name]) if name in history[step] else np.nan for step in steps]
-            for name, (number, of) in labels.items()
-            if of == module
+            for number, name in names.items()
         }
-        for module in modules
+        for module, names in modules.items()
     }
     top = max(np.nanmax(list(of.values())) for of in ranks.values())
     for ax, (module, of) in zip(axes, ranks.items(), strict=True):
-        numbers = sorted(of)
-        image = ax.imshow(
-            [of[n] for n in numbers], aspect="auto", origin="lower", vmin=0, vmax=max(top, 1), cmap="viridis"
-        )
+        numbers = list(of)
+        image = ax.imshow(list(of.values()), aspect="auto", origin="lower", vmin=0, vmax=max(top, 1), cmap="viridis")
         _few_ticks(ax.set_xticks, steps)
         _few_ticks(ax.set_yticks, numbers)
         ax.set(title=module, xlabel="step", ylabel="layer")
@@ -83,7 +79,7 @@ def side_by_side(spectra: dict[str, Layers], quantity: str = "update") -> Figure
         spectra: By adapter, then layer: (k,) fp64, descending.
         quantity: What the singular values are of, for the titles.
     """
-    figure, axes = _figure(3)
+    figure, axes = panels(3)
     draw_signature(axes[0], spectra, quantity)
     draw_cumulative_energy(axes[1], spectra)
     draw_effective_rank_by_layer(axes[2], spectra)
@@ -124,19 +120,18 @@ def draw_effective_rank_by_layer(ax: Axes, spectra: dict[str, Layers]) -> None:
     """Effective rank against layer: a colour for each adapter, a line style for each module."""
     styles = ["-", "--", ":", "-."]
     for i, (label, layers) in enumerate(spectra.items()):
-        labels = layer_labels(layers)
-        for j, module in enumerate(dict.fromkeys(module for _, module in labels.values())):
-            names = {number: name for name, (number, of) in labels.items() if of == module}
-            points = [(number, effective_rank(layers[names[number]])) for number in sorted(names)]
-            ax.plot(*zip(*points, strict=True), color=f"C{i}", linestyle=styles[j % 4], label=f"{label}, {module}")
+        for j, (module, names) in enumerate(by_module(layers).items()):
+            ranks = [effective_rank(layers[name]) for name in names.values()]
+            ax.plot(list(names), ranks, color=f"C{i}", linestyle=styles[j % 4], label=f"{label}, {module}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(title="Effective rank", xlabel="layer", ylabel="effective rank", ylim=(0, None))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(spectra), fontsize="small")
 
 
-def _figure(panels: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(5.5 * panels, height), dpi=100, layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+def panels(count: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels side by side, in the style of all of these."""
+    figure = Figure(figsize=(5.5 * count, height), dpi=100, layout="constrained")
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
     for ax in axes:
         ax.grid(visible=True, alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)

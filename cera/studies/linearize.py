@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn import functional as F
 
 from cera.backbone import BackboneError
-from cera.branches import layer_labels
+from cera.branches import by_module
 from cera.data import DataError
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity
-from cera.linearize import EVERY, Linearization, linearize
-from cera.studies.figures import FLOOR, _figure
+from cera.linearize import EVERY, Linearization, can_linearize, linearize
+from cera.studies.figures import FLOOR, panels
 from cera.studies.runs import RunError
 from cera.studies.spectra import check_adapter, load_adapter, settings
 
@@ -52,17 +52,17 @@ def perplexity(model: nn.Module, batches: Iterable[dict[str, Any]]) -> float:
 
 def figure(found: Linearization) -> Figure:
     """What the stand-in keeps of each layer's update on held-out data, and what it loses, on a log scale."""
-    drawn, (kept, lost) = _figure(2)
-    labels = layer_labels(layer.name for layer in found.layers)
-    for i, module in enumerate(dict.fromkeys(module for _, module in labels.values())):
-        layers = {labels[layer.name][0]: layer for layer in found.layers if labels[layer.name][1] == module}
-        lines = {"": [layers[number].held_out for number in sorted(layers)]}
-        if any(layer.any_rank != layer.held_out for layer in layers.values()):
-            lines[", any rank"] = [layers[number].any_rank for number in sorted(layers)]
+    drawn, (kept, lost) = panels(2)
+    by_name = {layer.name: layer for layer in found.layers}
+    for i, (module, names) in enumerate(by_module(by_name).items()):
+        layers = [by_name[name] for name in names.values()]
+        lines = {"": [layer.held_out for layer in layers]}
+        if any(layer.any_rank != layer.held_out for layer in layers):
+            lines[", any rank"] = [layer.any_rank for layer in layers]
         for (name, shares), style in zip(lines.items(), ("o-", "--"), strict=False):
             options: dict[str, Any] = {"markersize": 3, "color": f"C{i}", "label": module + name}
-            kept.plot(sorted(layers), shares, style, **options)
-            lost.plot(sorted(layers), [max(1 - share, FLOOR) for share in shares], style, **options)
+            kept.plot(list(names), shares, style, **options)
+            lost.plot(list(names), [max(1 - share, FLOOR) for share in shares], style, **options)
     kept.axhline(1, color="0.4", linestyle="--", linewidth=1)
     kept.set(title=f"Energy that a LoRA of rank {found.config.r} keeps of CeRA's update", ylabel="share kept")
     kept.set_ylim(min(0, kept.get_ylim()[0]), 1.03)
@@ -100,11 +100,11 @@ def _linearize(options: argparse.Namespace) -> int:
             raise RunError(f"--{flag} must be at least 1, got {value}.")
     data = check_adapter(adapter, options.base, options.data, options.rows)
     of = settings(adapter)
-    if of.get("peft_type") != "CERA" or of.get("granularity", "weight") != "weight" or of.get("target_parameters"):
+    if not can_linearize(PeftConfig.from_pretrained(str(adapter))):
         raise RunError(
             f"{adapter}: peft_type {of.get('peft_type')}, granularity {of.get('granularity')}, target_parameters "
-            f"{of.get('target_parameters')}. What is linearized is CeRA beside linear layers (CeraConfig with "
-            "granularity='weight' and no experts)."
+            f"{of.get('target_parameters')}, use_dora {of.get('use_dora')}. What is linearized is CeRA beside linear "
+            "layers (CeraConfig with granularity='weight', no experts and no hybrid)."
         )
     if (options.out / "adapter_config.json").exists():
         raise RunError(f"--out: {options.out} holds an adapter already.")

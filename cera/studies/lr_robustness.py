@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from cera.checkpoint import replacing
 from cera.studies.runs import Run, RunError, find_runs, labels, siblings
 
 WITHIN = 0.01
@@ -291,9 +292,8 @@ def _add_legend(made: Figure, results: list[Robustness]) -> None:
 
 def save(made: Figure, path: Path) -> None:
     """Write the figure by way of a file beside it, so that it is never half there."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    made.savefig(unfinished, dpi=150, format=path.suffix[1:] or "png")
-    unfinished.replace(path)
+    with replacing(path) as file:
+        made.savefig(file, dpi=150, format=path.suffix[1:] or "png")
 
 
 def as_text(learning_rate: float) -> str:

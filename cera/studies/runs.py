@@ -158,8 +158,7 @@ class Run:
 
     def spectra(self) -> list[Spectra]:
         """What ``callbacks.SpectralTracker`` kept, in order of steps."""
-        files = {int(p.stem.partition("=")[2]): p for p in (self.path / "spectra").glob("step=*.safetensors")}
-        return [read_spectra(files[step]) for step in sorted(files)]
+        return [read_spectra(path) for path in spectra_files(self.path).values()]
 
 
 def adapter_name(class_path: str, settings: dict[str, Any]) -> str:
@@ -194,6 +193,12 @@ def curve(path: Path, column: str) -> dict[int, float]:
             with suppress(ValueError):  # a line in which a process was killed, and a resumed one went on
                 values[int(step) + (0 if base else 1)] = float(value)
     return values
+
+
+def spectra_files(run_dir: str | Path) -> dict[int, Path]:
+    """The files of a run's spectra by optimizer steps done, ascending."""
+    files = {int(p.stem.partition("=")[2]): p for p in (Path(run_dir) / "spectra").glob("step=*.safetensors")}
+    return dict(sorted(files.items()))
 
 
 def read_spectra(path: Path) -> Spectra:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 import cera.adapters  # noqa: F401  # makes CeRA's adapter files loadable
 from cera.backbone import BackboneError, load_model
-from cera.branches import Quantity, find_branches, layer_labels
+from cera.branches import Quantity, by_module, find_branches
 from cera.data import ChatData, ChatDataset, DataError, GSMSymbolic
 from cera.spectral import SpectrumAccumulator, effective_rank, energy_rank
 from cera.studies.figures import Layers, side_by_side
@@ -65,15 +66,13 @@ def table(spectra: dict[str, Layers], ranks: dict[str, dict[str, int]]) -> str:
     width = max(len("adapter"), *map(len, spectra))
     rows = [f"{'adapter':<{width}}  {'module':<10} {'layers':>6} {'ER':>8} {'ER / r':>7} {'AUC-90':>7}"]
     for label, layers in spectra.items():
-        groups: dict[str, list[str]] = {"mean": list(layers)}
-        for name, (_, module) in layer_labels(layers).items():
-            groups.setdefault(module, []).append(name)
-        for group, names in groups.items():
+        modules = {module: list(names.values()) for module, names in by_module(layers).items()}
+        for group, names in {"mean": list(layers), **modules}.items():
             rank = [effective_rank(layers[name]) for name in names]
             shares = [effective_rank(layers[n]) / ranks[label][n] for n in names if n in ranks[label]]
-            ninety = _mean([float(energy_rank(layers[name])) for name in names])
-            share = f"{_mean(shares):>7.3f}" if shares else f"{'':>7}"
-            rows.append(f"{label:<{width}}  {group:<10} {len(names):>6} {_mean(rank):>8.2f} {share} {ninety:>7.2f}")
+            ninety = fmean([float(energy_rank(layers[name])) for name in names])
+            share = f"{fmean(shares):>7.3f}" if shares else f"{'':>7}"
+            rows.append(f"{label:<{width}}  {group:<10} {len(names):>6} {fmean(rank):>8.2f} {share} {ninety:>7.2f}")
     return "\n".join(rows)
 
 
@@ -170,7 +169,3 @@ def _distinct(labels: list[str], folders: list[Path]) -> list[str]:
     return [
         label if labels.count(label) == 1 else f"{name}: {label}" for label, name in zip(labels, shown, strict=True)
     ]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from cera.data.datasets import GSM8K, ChatDataset, DataError, GSMSymbolic, MathInstruct, SlimOrca
+from cera.data import GSM8K, ChatDataset, DataError, GSMSymbolic, MathInstruct, SlimOrca
 
 QA = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 SHAREGPT = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
@@ -244,6 +244,7 @@ def test_every_symbolic_solution_ends_in_its_answer(problems) -> None:
 
 def test_gsm_symbolic_is_a_function_of_its_seed(problems) -> None:
     assert GSMSymbolic(size=30).load().to_list() == problems[:30]
+    assert GSMSymbolic(size=30, skip=90).load().to_list() == problems[90:]
     assert GSMSymbolic(size=30, problem_seed=1).load().to_list() != problems[:30]
 
 

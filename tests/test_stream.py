@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from cera.data import ChatDataset, DataError, MathInstruct
 from cera.data.chat import IGNORE, ChatEncoder, TemplateError
 from cera.data.datamodule import ChatData
-from cera.data.datasets import ChatDataset, DataError, MathInstruct
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 
 LENGTH = 48

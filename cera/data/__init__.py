@@ -2,8 +2,9 @@
 
 from cera.data.chat import ChatEncoder, Document, TemplateError
 from cera.data.datamodule import ChatData
-from cera.data.datasets import GSM8K, ChatDataset, DataError, GSMSymbolic, MathInstruct, SlimOrca
+from cera.data.datasets import GSM8K, ChatDataset, GSMSymbolic, MathInstruct, SlimOrca
 from cera.data.packing import Packer, collate
+from cera.data.rows import DataError, Rows
 from cera.data.stream import BatchStream, ShuffledRows
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GSMSymbolic",
     "MathInstruct",
     "Packer",
+    "Rows",
     "ShuffledRows",
     "SlimOrca",
     "TemplateError",

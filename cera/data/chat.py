@@ -64,6 +64,20 @@ def check_messages(messages: Any) -> list[Message]:
     return messages
 
 
+def render(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False) -> str:
+    """The conversation as the model reads it, by the tokenizer's chat template.
+
+    ``FALLBACK_TEMPLATE`` is set on a tokenizer that has none. Raises ``ValueError`` if the template refuses it.
+    """
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+
 class ChatEncoder:
     """Renders conversations with a tokenizer's chat template and marks the answers' tokens.
 
@@ -72,7 +86,7 @@ class ChatEncoder:
     tokens by offsets: no token is split differently because of where a turn ends.
 
     Args:
-        tokenizer: A fast transformers tokenizer. ``FALLBACK_TEMPLATE`` is set on it if it has no template.
+        tokenizer: A fast transformers tokenizer.
         max_length: Longest document in tokens.
         overlong: What happens to a longer one: ``"truncate"`` keeps its first ``max_length`` tokens, ``"drop"``
             leaves it out. A document that has no labelled token (left) is always left out.
@@ -84,19 +98,13 @@ class ChatEncoder:
     def __init__(self, tokenizer: Any, max_length: int, overlong: Literal["truncate", "drop"] = "truncate") -> None:
         if not tokenizer.is_fast:
             raise TemplateError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = FALLBACK_TEMPLATE
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.overlong = overlong
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         """The conversation as the model reads it. Raises ``ValueError`` if the template refuses it."""
-        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-        try:
-            return self.tokenizer.apply_chat_template(messages, **options)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+        return render(self.tokenizer, messages, add_generation_prompt)
 
     def answer_spans(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The rendered text, and (start, end) of each answer in its characters."""

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from cera.backbone import load_tokenizer
 from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import ChatEncoder
-from cera.data.datasets import ChatDataset, DataError
+from cera.data.datasets import ChatDataset
+from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 
 SPLIT_SEED = 0

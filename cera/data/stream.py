@@ -23,8 +23,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cera.data.chat import ChatEncoder, Document, TemplateError
-from cera.data.datasets import ChatDataset, DataError
+from cera.data.datasets import ChatDataset
 from cera.data.packing import Pack, Packer, collate, count_labels, dump_packs, load_packs
+from cera.data.rows import DataError
 
 log = logging.getLogger(__name__)
 

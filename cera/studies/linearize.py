@@ -26,9 +26,10 @@ from cera.data import DataError
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity
 from cera.linearize import EVERY, Linearization, can_linearize, linearize
+from cera.saved_adapter import AdapterError, SavedAdapter
 from cera.studies.figures import FLOOR, panels
 from cera.studies.runs import RunError
-from cera.studies.spectra import check_adapter, load_adapter, settings
+from cera.studies.spectra import chats_for
 
 ENOUGH = 10
 """Tokens per input of a layer from which a fit is not much its noise: d / n of the residual is explained by chance."""
@@ -88,21 +89,21 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         return _linearize(options)
-    except (RunError, BackboneError, DataError, OSError, ValueError) as error:
+    except (AdapterError, RunError, BackboneError, DataError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def _linearize(options: argparse.Namespace) -> int:
-    adapter = options.folder / "adapter" if (options.folder / "config.yaml").is_file() else options.folder
     for flag, value in (("rank", options.rank), ("layers-at-a-time", options.layers_at_a_time)):
         if value is not None and value < 1:
             raise RunError(f"--{flag} must be at least 1, got {value}.")
-    data = check_adapter(adapter, options.base, options.data, options.rows)
-    of = settings(adapter)
-    if not can_linearize(PeftConfig.from_pretrained(str(adapter))):
+    saved = SavedAdapter.find(options.folder, options.base)
+    data = chats_for(saved.base, options.data, options.rows)
+    of = saved.settings
+    if not can_linearize(PeftConfig.from_pretrained(str(saved.folder))):
         raise RunError(
-            f"{adapter}: peft_type {of.get('peft_type')}, granularity {of.get('granularity')}, target_parameters "
+            f"{saved.folder}: peft_type {of.get('peft_type')}, granularity {of.get('granularity')}, target_parameters "
             f"{of.get('target_parameters')}, use_dora {of.get('use_dora')}. What is linearized is CeRA beside linear "
             "layers (CeraConfig with granularity='weight', no experts and no hybrid)."
         )
@@ -112,8 +113,8 @@ def _linearize(options: argparse.Namespace) -> int:
     batches = list(data.val_dataloader())
     if len(batches) < 2:
         raise RunError(f"--rows {options.rows} make {len(batches)} batch, too few to hold any out; take more rows.")
-    model = load_adapter(adapter, data.tokenizer)
-    model.peft_config["default"].base_model_name_or_path = data.tokenizer  # not its place in this machine's cache
+    model = saved.load()
+    model.peft_config["default"].base_model_name_or_path = saved.base  # not its place in this machine's cache
     found = linearize(model, batches, options.rank, layers_at_a_time=options.layers_at_a_time)
     found.save(options.out)
     figure(found).savefig(options.out / "linearized.png")

@@ -1,7 +1,6 @@
 """Effective rank and AUC-90 of finished adapters, side by side: a table and a figure (paper Fig. 1, 3 and 4)."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -10,13 +9,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-import cera.adapters  # noqa: F401  # makes CeRA's adapter files loadable
-from cera.backbone import BackboneError, load_model
+from cera.backbone import BackboneError
 from cera.branches import Quantity, by_module, find_branches
 from cera.data import ChatData, ChatDataset, DataError, GSMSymbolic
+from cera.saved_adapter import AdapterError, SavedAdapter
 from cera.spectral import SpectrumAccumulator, effective_rank, energy_rank
 from cera.studies.figures import Layers, side_by_side
 from cera.studies.runs import Run, RunError, Spectra, adapter_label
@@ -88,7 +87,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         found = [_of_folder(folder, options) for folder in options.folders]
-    except (RunError, BackboneError, DataError, OSError, ValueError) as error:
+    except (AdapterError, RunError, BackboneError, DataError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     labels = _distinct([label for label, _ in found], options.folders)
@@ -106,61 +105,41 @@ def _of_folder(folder: Path, options: argparse.Namespace) -> tuple[str, Spectra]
     if run is not None and options.data is None and (recorded := run.spectra()):
         found, source = recorded[-1], f"recorded at step {recorded[-1].step}"
     else:
-        found, source = _measured(folder if run is None else folder / "adapter", options), "measured now"
+        found, source = _measured(folder, options), "measured now"
     if not found.values.get(options.quantity):
         raise RunError(f"--quantity {options.quantity}: {folder} has none ({source}; --data measures anew).")
     print(f"{folder}: {source}", file=sys.stderr)
-    return (run.label if run is not None else _label(folder)), found
+    return (run.label if run is not None else _label(SavedAdapter.find(folder).settings)), found
 
 
-def _measured(adapter: Path, options: argparse.Namespace) -> Spectra:
-    data = check_adapter(adapter, options.base, options.data, options.rows)
-    model = load_adapter(adapter, data.tokenizer)
+def _measured(folder: Path, options: argparse.Namespace) -> Spectra:
+    saved = SavedAdapter.find(folder, options.base)
+    data = chats_for(saved.base, options.data, options.rows)
     data.setup()
-    return measure(model, data.val_dataloader(), [options.quantity])
+    return measure(saved.load(), data.val_dataloader(), [options.quantity])
 
 
-def check_adapter(adapter: Path, base: str | None, file: Path | None, rows: int) -> ChatData:
-    """Raise for what can be told of an adapter's directory and of data before a model is loaded.
+def chats_for(base: str, file: Path | None, rows: int) -> ChatData:
+    """Rows to measure an adapter on, as the held-out rows of a DataModule, checked but not read.
 
     Args:
-        adapter: The directory.
-        base: Base model; ``None`` takes the one that the adapter names.
+        base: Whose tokenizer encodes them.
         file: A chat file; ``None`` takes ``PROBLEMS``.
         rows: How many rows of it.
 
-    Returns:
-        The rows, as the held-out rows of a DataModule whose tokenizer is that of the base.
-
     Raises:
-        RunError, DataError: The directory, the number or the file is not what it should be.
+        RunError, DataError: The number or the file is not what it should be.
     """
-    if not (adapter / "adapter_config.json").is_file():
-        raise RunError(f"{adapter} holds neither a run nor an adapter (no config.yaml, no adapter_config.json).")
     if rows < 1:
         raise RunError(f"--rows must be at least 1, got {rows}.")
-    base = base or settings(adapter)["base_model_name_or_path"]
     dataset = ChatDataset(data_files=str(file)) if file else PROBLEMS
     data = ChatData(dataset, base, validation=dataset, validation_rows=rows)
     data.check()
     return data
 
 
-def load_adapter(adapter: Path, base: str) -> PeftModel:
-    """The base model with the adapter in it: on a GPU in bf16 if there is one, else in fp32."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_model(base, torch.bfloat16 if device == "cuda" else torch.float32).to(device)
-    return PeftModel.from_pretrained(backbone, str(adapter))
-
-
-def settings(adapter: Path) -> dict[str, Any]:
-    """The adapter's ``adapter_config.json``."""
-    return json.loads((adapter / "adapter_config.json").read_text())
-
-
-def _label(adapter: Path) -> str:
-    of = settings(adapter)
-    return adapter_label(PEFT_TYPE_TO_CONFIG_MAPPING[of["peft_type"]].__name__, of)
+def _label(settings: dict[str, Any]) -> str:
+    return adapter_label(PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]].__name__, settings)
 
 
 def _distinct(labels: list[str], folders: list[Path]) -> list[str]:

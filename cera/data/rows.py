@@ -1,0 +1,123 @@
+"""A table of rows: where it lies, a file or the hub, and how a row of it is read."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+
+LOADERS = {".jsonl": "text", ".json": "json", ".parquet": "parquet"}
+"""File ending -> the loader of ``datasets``. JSON lines are read as text and parsed one by one, so that one broken
+line is one malformed row and not the end of the file."""
+
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it asks the hub, and waits for it, even for local files
+
+
+class DataError(ValueError):
+    """A dataset is missing, empty, or not of the form its class expects; the message says what was found."""
+
+
+@dataclass
+class Rows:
+    """Rows with certain columns; the subclasses say which, and what becomes of a row.
+
+    Args:
+        data_files: Local file or files (.jsonl, .json, .parquet); ``None`` takes the set from the hub.
+        path: Hub id, for sets that have one.
+        name: Its configuration on the hub.
+        split: Which split of the hub's set.
+        streaming: Read rows as they come, without downloading or indexing the whole set first.
+    """
+
+    columns: ClassVar[tuple[tuple[str, ...], ...]]
+    """Alternatives of the columns a row must have."""
+
+    data_files: str | list[str] | None = None
+    path: str | None = None
+    name: str | None = None
+    split: str = "train"
+    streaming: bool = False
+
+    def files(self) -> list[str]:
+        """The local files, as a list; empty if the set is on the hub."""
+        return [self.data_files] if isinstance(self.data_files, str) else list(self.data_files or [])
+
+    def check(self) -> None:
+        """Raise ``DataError`` for what can be told without the network: missing or empty files, wrong columns."""
+        if not self.files() and self.path is None:
+            raise DataError(f"{type(self).__name__} needs data_files (a .jsonl, .json or .parquet file) or a hub path.")
+        for file in map(Path, self.files()):
+            if not file.is_file():
+                raise DataError(f"data_files: no such file: {file}")
+            if file.stat().st_size == 0:
+                raise DataError(f"data_files: {file} is empty; expected rows with {self._expected()}.")
+            if file.suffix not in LOADERS:
+                raise DataError(f"data_files: {file} ends in {file.suffix!r}; expected one of {', '.join(LOADERS)}.")
+        if len({Path(file).suffix for file in self.files()}) > 1:
+            raise DataError(f"data_files: files of one kind are expected, got {', '.join(self.files())}.")
+        if self.files():
+            try:
+                first = next(iter(self.load(streaming=True)), None)
+            except Exception as error:  # pyarrow and ujson raise many kinds, without the file's name
+                raise DataError(f"data_files: {', '.join(self.files())} cannot be read: {error}") from error
+            self._check_columns(first)
+
+    def load(self, streaming: bool | None = None) -> datasets.Dataset | datasets.IterableDataset:
+        """The rows, in order. A row of a .jsonl file is ``{"text": line}`` here; ``row`` parses it."""
+        streaming = self.streaming if streaming is None else streaming
+        files = self.files()
+        if files:
+            loader = LOADERS[Path(files[0]).suffix]
+            options = {"encoding": "utf-8-sig", "encoding_errors": "replace"} if loader == "text" else {}
+            return datasets.load_dataset(loader, data_files=files, split="train", streaming=streaming, **options)
+        return datasets.load_dataset(self.path, self.name, split=self.split, streaming=streaming)
+
+    def row(self, raw: dict[str, Any]) -> dict[str, Any] | None:
+        """A raw row of ``load`` with its columns; ``None`` for a blank line of a file.
+
+        Raises:
+            ValueError: The row is malformed; the message says how.
+        """
+        if raw.keys() == {"text"} and not raw["text"].strip():
+            return None
+        row = self._row(raw)
+        missing = self._missing(row)
+        if missing:
+            raise ValueError(f"missing {missing}; it has {', '.join(row) or 'nothing'}")
+        return row
+
+    def _row(self, raw: dict[str, Any]) -> dict[str, Any]:
+        files = self.files()
+        if not files or LOADERS[Path(files[0]).suffix] != "text":
+            return raw
+        if "\ufffd" in raw["text"]:
+            raise ValueError("not UTF-8")
+        try:
+            row = json.loads(raw["text"])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"a JSON {type(row).__name__}, not an object")
+        return row
+
+    def _check_columns(self, raw: dict[str, Any] | None) -> None:
+        if raw is None:
+            raise DataError(f"data_files: {', '.join(self.files())} has no rows; expected {self._expected()}.")
+        try:
+            row = self._row(raw)
+        except ValueError:
+            return  # a malformed first row is counted like any other
+        if self._missing(row):
+            raise DataError(
+                f"data_files: {', '.join(self.files())} has the columns {', '.join(row)}; "
+                f"{type(self).__name__} expects {self._expected()}."
+            )
+
+    def _missing(self, row: dict[str, Any]) -> str:
+        if any(all(row.get(column) is not None for column in columns) for columns in self.columns):
+            return ""
+        return self._expected()
+
+    def _expected(self) -> str:
+        return " or ".join(" and ".join(columns) for columns in self.columns)

@@ -1,0 +1,82 @@
+"""A trained adapter on disk: a run directory, or a directory as PEFT writes it, and the base that it belongs to."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import PeftModel
+
+import cera.adapters  # noqa: F401  # makes CeRA's adapter files loadable
+from cera.backbone import Quantization, load_model
+
+
+class AdapterError(ValueError):
+    """The directory holds no adapter; the message says what was looked for."""
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter's directory and its base.
+
+    Attributes:
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
+        base: Its base model, as ``cera.backbone`` names one.
+        quantization: Of the base in the run that trained it.
+    """
+
+    folder: Path
+    base: str
+    quantization: Quantization | None = None
+
+    @classmethod
+    def find(cls, path: str | Path, base: str | None = None) -> "SavedAdapter":
+        """The adapter of a run directory, or in an adapter's directory.
+
+        Args:
+            path: Either of them.
+            base: Base model, instead of the one that the adapter names.
+
+        Raises:
+            AdapterError: There is none.
+        """
+        path = Path(path)
+        run = path / "config.yaml"
+        folder = path / "adapter" if run.is_file() else path
+        if not (folder / "adapter_config.json").is_file():
+            where = (
+                f"{path} is a run without adapter/" if run.is_file() else f"{path} holds neither a run nor an adapter"
+            )
+            raise AdapterError(f"{where} (looked for config.yaml and {folder / 'adapter_config.json'}).")
+        quantization = yaml.safe_load(run.read_text())["model"].get("quantization") if run.is_file() else None
+        named = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        return cls(folder, base or named, quantization)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The adapter's ``adapter_config.json``."""
+        return json.loads((self.folder / "adapter_config.json").read_text())
+
+    def digest(self) -> str:
+        """SHA-256 of the weights, hexadecimal: two adapters of the same name are told apart by it."""
+        with (self.folder / "adapter_model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def load(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> PeftModel:
+        """The base model with the adapter in it, in eval mode.
+
+        Args:
+            dtype: Of both; ``None`` takes bf16 on a GPU and fp32 on a CPU.
+            device: ``None`` takes the first GPU, if there is one.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
+        backbone = load_model(self.base, dtype, self.quantization)
+        if self.quantization is None:
+            backbone = backbone.to(device)
+        model = PeftModel.from_pretrained(backbone, str(self.folder), autocast_adapter_dtype=False)
+        return model.eval()

@@ -9,11 +9,11 @@ streamed way is reading the latent once and one QR decomposition of it, 2 n r^2 
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
+from benchmarks.harness import Goal, Result, Row, interleaved, ratios, timed
 from cera.spectral import SpectrumAccumulator
 
 
@@ -29,11 +29,40 @@ def streamed(latent: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return stream.singular_values(down)
 
 
-def seconds(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """(time, result) of one call."""
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result
+@dataclass(frozen=True)
+class Size:
+    """Of what is measured: H is (tokens, features), of rank ``rank``."""
+
+    tokens: int = 4096
+    features: int = 4096
+    rank: int = 128
+
+
+def compare(size: Size, rounds: int) -> tuple[dict[str, list[float]], float]:
+    """(seconds a round of each way, largest relative difference of a singular value)."""
+    torch.manual_seed(0)
+    latent = torch.randn(size.tokens, size.rank) * torch.logspace(0, -3, size.rank)
+    down = torch.randn(size.features, size.rank)
+    naive(latent[:64], down[:64])  # warm up
+    result = streamed(latent, down)
+    found: list[torch.Tensor] = []
+    contenders = {
+        "naive": timed(lambda: found.append(naive(latent, down))),
+        "streamed": timed(lambda: streamed(latent, down)),
+    }
+    times = interleaved(contenders, rounds)
+    reference = found[-1][: size.rank].double()
+    return times, ((result - reference).abs() / reference).max().item()
+
+
+def run(quick: bool) -> Result:
+    """Goal: the naive way takes at least 50 times as long. Floor: 2 n r^2 operations in fp64, 134 MFLOP by default."""
+    size, rounds = Size(), 1 if quick else 5
+    times, error = compare(size, rounds)
+    what = f"spectrum, n={size.tokens} d={size.features} r={size.rank}: time of `svdvals` of H / streamed"
+    row = Row(what, ratios(times["naive"], times["streamed"]), Goal(">=", 50))
+    details = {"seconds": times, "relative_difference": error, "floor_flops": 2 * size.tokens * size.rank**2}
+    return Result("spectra", [row], "float64 (naive: float32)", details)
 
 
 def main() -> None:
@@ -44,25 +73,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    latent = torch.randn(options.tokens, options.rank) * torch.logspace(0, -3, options.rank)
-    down = torch.randn(options.features, options.rank)
-    seconds(naive, latent[:64], down[:64])  # warm up
-    seconds(streamed, latent, down)
-    times: dict[str, list[float]] = {"naive": [], "streamed": []}
-    for _ in range(options.rounds):
-        for name, function in (("naive", naive), ("streamed", streamed)):
-            taken, result = seconds(function, latent, down)
-            times[name].append(taken)
-            if name == "naive":
-                reference = result[: options.rank].double()
-    ratios = [slow / fast for slow, fast in zip(times["naive"], times["streamed"], strict=True)]
-    error = ((result - reference).abs() / reference).max().item()
+    times, error = compare(Size(options.tokens, options.features, options.rank), options.rounds)
     print(f"n={options.tokens} d={options.features} r={options.rank}, {torch.get_num_threads()} threads")
     kept = {"naive": 4 * options.tokens * options.features, "streamed": 8 * options.rank**2}
     for name, of in times.items():
         print(f"{name:<9} {statistics.median(of):9.4f} s, keeps {kept[name]:,} bytes")
-    print(f"ratio     {statistics.median(ratios):9.0f} x  ({min(ratios):.0f} to {max(ratios):.0f})")
+    of = ratios(times["naive"], times["streamed"])
+    print(f"ratio     {statistics.median(of):9.0f} x  ({min(of):.0f} to {max(of):.0f})")
     print(f"largest relative difference of a singular value {error:.1e}")
 
 

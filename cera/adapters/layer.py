@@ -113,7 +113,8 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
         if not torch.is_autocast_enabled(x.device.type):  # which casts by itself, without the way through fp32
             x = self._cast_input_dtype(x, up.weight.dtype)
         latent = self.cera_dropout[adapter_name](self.cera_activation[adapter_name](up(x)))
-        return self.cera_down[adapter_name](latent) * self.scaling[adapter_name]
+        update, scaling = self.cera_down[adapter_name](latent), self.scaling[adapter_name]
+        return update if scaling == 1 else update * scaling  # 1 is the default, and a pass over the output each way
 
     def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
         """What an adapter adds to ``base``, the base layer's output for ``x``: its update, unless it is a hybrid."""

@@ -1,0 +1,230 @@
+"""Trains one contender on GSM8K for a few steps, in a process of its own.
+
+    python -m benchmarks.contender cera --base DIRECTORY --data train.jsonl --steps 4 --out measured.json
+
+Each is set up as its documentation has a user do it, on the same model, data and recipe: q_proj and v_proj, bf16, the
+tokenizer's chat template, loss on the answers only. A framework is imported only for its own contender.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.clock import StepClock
+from benchmarks.process import REPOSITORY
+
+NAMES = ("cera", "lora", "trl_packed", "trl_packed_recomputing", "trl_padded", "trainer")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all contenders do.
+
+    Attributes:
+        base: A directory in transformers' format.
+        data: GSM8K's ``train.jsonl``.
+        steps: Of the optimizer.
+        r: Of the adapter.
+        max_length: Of a document, and of a pack, in tokens.
+        batch_size: Rows of a batch: packs or documents.
+        seed: Of the order of the data.
+        learning_rate: Constant in its effect on speed.
+    """
+
+    base: str
+    data: str
+    steps: int
+    r: int = 64
+    max_length: int = 512
+    batch_size: int = 4
+    seed: int = 42
+    learning_rate: float = 3e-4
+
+
+def ours(task: Task, adapter: str, out: Path) -> None:
+    """``train.py`` with the demo's configuration and callbacks; as for the others, nothing is validated or saved.
+
+    Args:
+        task: What to do.
+        adapter: One of ``configs/adapters``.
+        out: Where the measurements go.
+    """
+    import train
+
+    parts = REPOSITORY / "configs"
+    adapter_file = parts / "adapters" / f"{adapter}.yaml"
+    scaled = {"lora_alpha": 2 * task.r} if adapter == "lora" else {}
+    config = {
+        "include": [str(parts / "parts" / "smol.yaml"), str(adapter_file), str(parts / "parts" / "gsm8k.yaml")],
+        "seed_everything": task.seed,
+        "model": {
+            "base": task.base,
+            "learning_rate": task.learning_rate,
+            "adapter": {
+                "class_path": yaml.safe_load(adapter_file.read_text())["model"]["adapter"]["class_path"],
+                "init_args": {"r": task.r, **scaled},
+            },
+        },
+        "data": {
+            "dataset": {"class_path": "cera.data.GSM8K", "init_args": {"data_files": task.data}},
+            "batch_size": task.batch_size,
+            "max_length": task.max_length,
+        },
+        "trainer": {
+            "max_steps": task.steps,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+        },
+        "answer_tokens": 0,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        clock = "--trainer.callbacks+=benchmarks.lightning_clock.LightningClock"
+        arguments = ["--config", str(file), f"--runs={folder}", clock, f"--trainer.callbacks.path={out}"]
+        status = train.main(arguments)
+    if status:
+        sys.exit(status)
+
+
+def trl(task: Task, out: Path, **options: Any) -> None:
+    """TRL's SFTTrainer on prompts and completions; ``options`` go to its ``SFTConfig``."""
+    from datasets import load_dataset
+    from trl import SFTConfig, SFTTrainer
+
+    def split(row: dict[str, str]) -> dict[str, Any]:
+        return {
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": row["answer"]}],
+        }
+
+    rows = load_dataset("json", data_files=task.data, split="train")
+    trainer = SFTTrainer(
+        model=base_model(task),
+        args=SFTConfig(max_length=task.max_length, **arguments(task, out), **options),
+        train_dataset=rows.map(split, remove_columns=rows.column_names),
+        processing_class=tokenizer(task),
+        peft_config=lora(task),
+    )
+    measure(trainer, out)
+
+
+def transformers_trainer(task: Task, out: Path) -> None:
+    """transformers' Trainer with a LoRA model of PEFT, each batch padded to its longest document."""
+    from datasets import load_dataset
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    tokens = tokenizer(task)
+
+    def encode(row: dict[str, str]) -> dict[str, list[int]]:
+        messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        ids = tokens.apply_chat_template(messages, return_dict=True)["input_ids"]
+        prompt = tokens.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+        labels = [-100] * len(prompt) + ids[len(prompt) :]
+        return {"input_ids": ids[: task.max_length], "labels": labels[: task.max_length]}
+
+    rows = load_dataset("json", data_files=task.data, split="train")
+    trainer = Trainer(
+        model=get_peft_model(base_model(task), lora(task)),
+        args=TrainingArguments(bf16=True, **arguments(task, out)),
+        train_dataset=rows.map(encode, remove_columns=rows.column_names),
+        data_collator=DataCollatorForSeq2Seq(tokens, padding=True),
+    )
+    measure(trainer, out)
+
+
+def base_model(task: Task) -> Any:
+    """The base in bf16, as for ours."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(task.base, dtype=torch.bfloat16)
+
+
+def tokenizer(task: Task) -> Any:
+    """The base's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(task.base)
+
+
+def lora(task: Task) -> Any:
+    """LoRA as in ``configs/adapters/lora.yaml``."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=task.r, lora_alpha=2 * task.r, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def arguments(task: Task, out: Path) -> dict[str, Any]:
+    """What ``SFTConfig`` and ``TrainingArguments`` are both given; the rest is their default."""
+    return {
+        "output_dir": str(out.parent / "trainer"),
+        "max_steps": task.steps,
+        "per_device_train_batch_size": task.batch_size,
+        "learning_rate": task.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,
+        "seed": task.seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def measure(trainer: Any, out: Path) -> None:
+    """Train with the clock at each step, which is not shown to callbacks with its batch, but to ``training_step``."""
+    from transformers import TrainerCallback
+
+    clock = StepClock()
+    training_step = trainer.training_step
+
+    def watched(model: Any, inputs: dict[str, Any], *others: Any, **options: Any) -> Any:
+        mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
+        clock.begin(int(ids.numel() if mask is None else mask.sum()), ids.numel())
+        return training_step(model, inputs, *others, **options)
+
+    class EndOfStep(TrainerCallback):
+        def on_step_end(self, *others: Any, **options: Any) -> None:
+            clock.end()
+
+    trainer.training_step = watched
+    trainer.add_callback(EndOfStep())
+    trainer.train()
+    clock.save(out)
+
+
+def main() -> None:
+    """Train the contender; ``--out`` gets its steps (see ``StepClock``) and its peak of memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    for name in ("r", "max_length", "batch_size", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Task, name))
+    options = vars(parser.parse_args())
+    name, out = options.pop("name"), options.pop("out")
+    task = Task(**options)
+    if name in ("cera", "lora"):
+        ours(task, name, out)
+    elif name == "trainer":
+        transformers_trainer(task, out)
+    elif name == "trl_padded":
+        trl(task, out, gradient_checkpointing=False)
+    else:  # recomputing activations is SFTConfig's default; the others keep them
+        trl(task, out, packing=True, gradient_checkpointing=name == "trl_packed_recomputing")
+
+
+if __name__ == "__main__":
+    main()

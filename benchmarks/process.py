@@ -1,0 +1,66 @@
+"""Processes of their own, and what they measure of themselves. Imports no framework: start-up is measured, too."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+class BenchmarkError(ValueError):
+    """A benchmark cannot be run; the message says what is missing."""
+
+
+def worker(module: str, *arguments: str) -> Any:
+    """Run ``python -m MODULE ARGUMENTS --out FILE`` and return the JSON it leaves in the file.
+
+    Raises:
+        BenchmarkError: It failed; the message ends with what it printed last.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "measured.json"
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments, "--out", str(out)],
+            cwd=REPOSITORY,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0 or not out.is_file():
+            printed = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+            command = " ".join(["python -m", module, *arguments])
+            raise BenchmarkError(f"`{command}` ended with status {done.returncode}:\n{printed}")
+        return json.loads(out.read_text())
+
+
+def process_age() -> float:
+    """Seconds since this process was started, to about 10 ms."""
+    return time.time() - psutil.Process().create_time()
+
+
+def memory(field: Literal["VmRSS", "VmHWM"]) -> int:
+    """Bytes of this process that are resident now (``VmRSS``), or were at the peak (``VmHWM``).
+
+    Not ``ru_maxrss``, which begins with the size of the process that this one was forked from.
+
+    Raises:
+        BenchmarkError: Not on Linux.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError as error:
+        raise BenchmarkError("Memory is measured with /proc/self/status, which only Linux has.") from error
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
+
+
+def forget_peak() -> None:
+    """Let ``memory("VmHWM")`` begin anew, at what is resident now (see ``man 5 proc_pid_clear_refs``)."""
+    Path("/proc/self/clear_refs").write_text("5")

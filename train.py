@@ -22,7 +22,6 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional CPU kernels aloud, on import
 
 import torch.distributed as dist
-import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -37,8 +36,12 @@ from callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, S
 from cera import preflight, run_directory
 from cera.backbone import BackboneError
 from cera.checkpoint import AtomicCheckpointIO, CheckpointError, newest_checkpoint
-from cera.compose import compose
+from cera.compose import Composing
 from cera.data import ChatData, ChatDataset, DataError, TemplateError
+from cera.evaluation.evaluate import Evaluation, evaluate, table
+from cera.evaluation.generation import TransformersBackend
+from cera.evaluation.records import RecordError
+from cera.evaluation.tasks import Task
 from cera.loggers import MetricsCSV
 from cera.module import CausalLM
 from cera.suggest import with_suggestion
@@ -46,7 +49,7 @@ from cera.suggest import with_suggestion
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
 set_parsing_settings(
-    subclasses_enabled=[PeftConfig, ChatDataset],  # dataclasses, of which a configuration names one
+    subclasses_enabled=[PeftConfig, ChatDataset, Task],  # dataclasses, of which a configuration names one
     omegaconf_absolute_to_relative_paths=True,  # ${model.base} means this subcommand's model
 )
 
@@ -55,12 +58,8 @@ class UsageError(ValueError):
     """The command line or a configuration file asks for something that cannot be."""
 
 
-class ComposingParser(LightningArgumentParser):
-    """Reads configuration files that include others (``cera.compose``)."""
-
-    def parse_path(self, path: Any, **kwargs: Any) -> Namespace:
-        """A file as one configuration, whatever it includes."""
-        return self.parse_string(content=yaml.safe_dump(compose(str(path))), path=str(path), **kwargs)
+class ComposingParser(Composing, LightningArgumentParser):
+    """Reads configuration files that include others."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -98,6 +97,7 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--answer_tokens", type=int, default=160, help="Length of the answers shown after a fit; 0 shows none."
         )
+        parser.add_argument("--evaluation", type=Evaluation | None, help="What `test` asks, beside the perplexity.")
         parser.link_arguments("model.base", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -202,6 +202,25 @@ class CLI(LightningCLI):
         if self.checkpoints is not None and not self.checkpoints.started:
             rank_zero_info(f"Nothing left to do: {self.run_dir} stands at step {self.trainer.global_step}.")
 
+    def after_test(self) -> None:
+        """Ask the task of ``evaluation``, if there is one; the results go to ``eval/NAME`` in the run directory."""
+        evaluation = self.config_init[self.subcommand].evaluation
+        if evaluation is None:
+            return
+        checkpoint = self.config[self.subcommand].ckpt_path
+        about = {"base": self.model.base, "dtype": self.trainer.precision, "checkpoint": checkpoint}
+        report = evaluate(
+            evaluation,
+            lambda: TransformersBackend(self.model.model, self.model.tokenizer, evaluation.batch_size),
+            self.model.tokenizer,
+            self.run_dir / "eval" / evaluation.name,
+            about,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        if self.trainer.is_global_zero:
+            print(f"\n{table(report)}\n\nrecords and eval.json: {self.run_dir / 'eval' / evaluation.name}")
+
     def predict(self, **kwargs: Any) -> None:
         """Answer the held-out prompts; one JSON line each goes to ``predictions.jsonl`` and to the screen."""
         batches = self.trainer.predict(**kwargs) or []
@@ -255,6 +274,7 @@ def main(args: list[str]) -> int:
         BackboneError,
         CheckpointError,
         DataError,
+        RecordError,
         TemplateError,
         preflight.MissingRequirement,
     ) as error:

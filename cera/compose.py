@@ -11,6 +11,14 @@ from typing import Any
 import yaml
 
 
+class Composing:
+    """Beside a jsonargparse parser: ``--config`` reads files that include others."""
+
+    def parse_path(self, path: Any, **kwargs: Any) -> Any:
+        """A file as one configuration, whatever it includes."""
+        return self.parse_string(content=yaml.safe_dump(compose(str(path))), path=str(path), **kwargs)  # type: ignore[attr-defined]
+
+
 def compose(path: str | Path) -> dict[str, Any]:
     """Read ``path`` with everything it includes.
 

@@ -1,0 +1,155 @@
+"""The final answer of a worked solution."""
+
+# ruff: noqa: RUF001  (a minus sign is looked for)
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from cera.evaluation.answers.notation import LONGEST
+from cera.evaluation.answers.units import is_quantity
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A solution's final answer, as it is written there, and what it was found by."""
+
+    answer: str
+    how: Literal["boxed", "hashes", "phrase", "last number"]
+
+
+def extract(text: str) -> Extraction | None:
+    """The final answer of a solution; in linear time, whatever the text.
+
+    Looked for in this order, so that MATH's and GSM8K's own solutions and the usual prompts' are read alike:
+
+    1. the last ``\\boxed{}`` or ``\\fbox{}`` that is closed and not empty, or ``\\boxed 5``;
+    2. the last ``#### N`` (GSM8K), a number with at most a unit, unless it ends the text;
+    3. the last "The answer is X", "The final answer is X", or "Answer: X", up to the end of the sentence;
+    4. the last number of the text. It is a guess, which ``how`` states.
+    """
+    if found := marked(text):
+        return found
+    number = last_number(text)
+    return Extraction(number, "last number") if number else None
+
+
+def marked(text: str) -> Extraction | None:
+    """The answer that is marked as such, if any."""
+    if answer := _boxed(text):
+        return Extraction(answer, "boxed")
+    if answer := _after_hashes(text):
+        return Extraction(answer, "hashes")
+    if answer := _after_phrase(text):
+        return Extraction(answer, "phrase")
+    return None
+
+
+def bare(text: str) -> str:
+    """A text without a marked answer as an answer; one that has a mark and nothing there is none."""
+    return "" if re.search(r"\\boxed|\\fbox|####", text) or _PHRASE.search(text) else text
+
+
+_BOX_OR_BRACE = re.compile(
+    r"(?P<box>\\(?:boxed|fbox)(?![A-Za-z])\s*+)(?:(?P<bare>[^\s{}$\\]+)|(?P<brace>\{))?|\\.|(?P<open>\{)|\}", re.DOTALL
+)
+
+
+def _boxed(text: str) -> str | None:
+    """What the last box holds. Of one in another it is the inner one."""
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return None
+    answer, at = None, -1
+    opened: list[int | None] = []
+    for match in _BOX_OR_BRACE.finditer(text):
+        if match["open"]:
+            opened.append(None)
+        elif match["brace"]:
+            opened.append(match.end())
+        elif match["bare"]:
+            answer, at = match["bare"].rstrip(".,;:"), match.start()
+        elif match[0] == "}" and opened:
+            start = opened.pop()
+            if start is not None and start > at and (inside := text[start : match.start()].strip()):
+                answer, at = inside, start
+    return answer
+
+
+_NUMBER = re.compile(
+    r"(?:(?<![\w)}\]])[-−])?\\?\$?-?"
+    r"(?:\\[dt]?frac\{-?\d+\}\{\d+\}"
+    r"|(?<![A-Za-z_^\d.])(?:\d{1,2}:\d\d(?!\d)|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+))"
+    r"(?:\s?\\?%)?"
+)
+_HASHES = re.compile(r"####[^\S\n]*([^\n]*)")
+_NUMBER_AND_UNIT = re.compile(rf"(?:{_NUMBER.pattern})(?:\s?[A-Za-z°]+){{0,3}}[.!]?")
+
+
+def _after_hashes(text: str) -> str | None:
+    answer = None
+    for match in _HASHES.finditer(text):  # a heading of the same level is no answer
+        line = match[1].strip()
+        if _NUMBER_AND_UNIT.fullmatch(line) or (line and not text[match.end() :].strip()):
+            answer = line
+    return _trimmed(answer) if answer else None
+
+
+_PHRASE = re.compile(r"(?i)(?<![a-z])answers?[*_]*\s*(?:(?:is|are)\b[*_]*(?:\s*:)?|[:=])[*_]*")
+_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\$+|[{}\n]|\.(?=\s+[^a-z\s]|\s*\Z|\*)|[!?](?=\s*\Z|\s*\n|\s+[A-Z])", re.DOTALL)
+_REASON = re.compile(r",? (?:because|since|therefore|thus|hence)\b.*|, (?:so|as|which|where|when|and so)\b.*")
+_WINDOW = 2 * LONGEST
+
+
+def _after_phrase(text: str) -> str | None:
+    phrases = [match.end() for match in _PHRASE.finditer(text)]
+    for start in phrases[:-3:-1]:  # the last one may stand at the end, with nothing after it
+        sentence = _sentence(text[start : start + _WINDOW].lstrip())
+        answer = _trimmed(_REASON.sub("", " ".join(sentence.split())))
+        if answer:
+            return None if is_prose(answer) and re.search(r"\d", answer) else answer
+    return None
+
+
+def _sentence(text: str) -> str:
+    """Up to the end of its first sentence or line; none of them ends in a formula."""
+    depth, formula = 0, False
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        depth += (token in ("{", "\\begin", "\\(", "\\[")) - (token in ("}", "\\end", "\\)", "\\]"))
+        if token[0] == "$" and (formula or "$" in text[match.end() :]):
+            formula = not formula
+        if token in ("\n", ".", "!", "?") and depth <= 0 and not formula:
+            return text[: match.start()]
+    return text
+
+
+def _trimmed(answer: str) -> str:
+    """Without what is around it: whitespace, the sentence's full stop, emphasis, and the signs of a formula."""
+    shorter = answer.strip().strip("*\"'`").rstrip(".,;:").strip()
+    for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+        inside = shorter[len(start) : -len(end)]
+        if shorter.startswith(start) and shorter.endswith(end) and inside and start not in inside:
+            shorter = inside
+    return shorter if shorter == answer else _trimmed(shorter)
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text; what is far before the end of the last digits is not looked at."""
+    end = max(text.rfind(digit) for digit in "0123456789") + 1
+    found = deque(_NUMBER.finditer(text, max(0, end - LONGEST), end + 3), maxlen=1)
+    return found[0][0].replace("\\$", "").replace("$", "") if found else None
+
+
+_WORD = re.compile(r"(?!(?:and|or|sin|cos|tan|log|ln)\b)[A-Za-z]{2,}[.,:;!?]*")
+
+
+def is_prose(text: str) -> bool:
+    """Whether it is sentences about an answer rather than one: words, other than a unit after a value."""
+    line = text.strip()
+    if "\n" in line or len(line) > LONGEST:
+        return True
+    words = [word for word in re.sub(r"\\text\s*\{[^{}]*\}", " ", line).split() if _WORD.fullmatch(word)]
+    if len(words) < 2 and not any(len(word) > 3 for word in words):
+        return False
+    return not is_quantity(line)

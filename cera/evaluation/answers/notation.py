@@ -1,0 +1,153 @@
+"""One way of writing an answer, of the many that LaTeX and plain text have: its signs, spaces, braces and numbers."""
+
+# ruff: noqa: RUF001  (signs that are alike are what this file is about)
+
+import re
+from collections.abc import Callable, Iterable
+
+LONGEST = 2000
+"""Characters; a longer answer is none."""
+
+_SYMBOLS = {
+    **dict.fromkeys(("\\dfrac", "\\tfrac", "\\cfrac"), "\\frac"),
+    **dict.fromkeys(("\\leq", "\\leqslant", "\\le", "<="), "≤"),
+    **dict.fromkeys(("\\geq", "\\geqslant", "\\ge", ">="), "≥"),
+    **dict.fromkeys(("\\neq", "\\ne", "!="), "≠"),
+    **dict.fromkeys(("\\lt",), "<"),
+    **dict.fromkeys(("\\gt",), ">"),
+    **dict.fromkeys(("\\approx", "\\simeq"), "≈"),
+    **dict.fromkeys(("\\in", "∊"), "∈"),
+    **dict.fromkeys(("\\cup",), "∪"),
+    **dict.fromkeys(("\\pm", "+/-"), "±"),
+    **dict.fromkeys(("\\mp",), "∓"),
+    **dict.fromkeys(("\\{", "\\lbrace"), "⦃"),
+    **dict.fromkeys(("\\}", "\\rbrace"), "⦄"),
+    **dict.fromkeys(("\\langle", "⟨", "\\lparen"), "("),
+    **dict.fromkeys(("\\rangle", "⟩", "\\rparen"), ")"),
+    **dict.fromkeys(("\\lbrack",), "["),
+    **dict.fromkeys(("\\rbrack",), "]"),
+    **dict.fromkeys(("\\lvert", "\\rvert", "\\vert", "\\mid"), "|"),
+    **dict.fromkeys(("−", "–"), "-"),
+    **dict.fromkeys(("\\degree", "°"), "^\\circ "),
+    **dict.fromkeys(("×", "·", "⋅", "\\cdot"), "\\times "),
+    **dict.fromkeys(("÷", "\\div"), "/"),
+    **dict.fromkeys(("\\varnothing", "∅", "\\{\\}"), "\\emptyset "),
+    "∞": "\\infty ",
+    "π": "\\pi ",
+    "θ": "\\theta ",
+    "²": "^2",
+    "³": "^3",
+    "½": "\\frac{1}{2}",
+    "√": "\\sqrt ",
+    "ℝ": "\\mathbb{R}",
+    "**": "^",
+    "\\%": "%",
+    "~": " ",
+    "\\\\": "\\\\",  # the end of a matrix's row is not the beginning of a command
+}
+_SCALES = {
+    name: f"\\times 10^{{{power}}}"
+    for name, power in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
+}
+_NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_WORDS = ("pi", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "infty", "theta", "alpha", "beta")
+
+
+def _any_of(table: Iterable[str]) -> str:
+    ordered = sorted(table, key=len, reverse=True)
+    return "|".join(re.escape(way) + ("(?![A-Za-z])" if re.match(r"\\[A-Za-z]", way) else "") for way in ordered)
+
+
+def _mixed(match: re.Match[str]) -> str:
+    whole, numerator, denominator = (int(group) for group in match.groups())
+    return f"\\frac{{{whole * denominator + numerator}}}{{{denominator}}}"
+
+
+_PATTERNS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    # numbers and money
+    (r"(?<=\d)(?:\{,\}|,\\!|\\!,)\s*(?=\d)", ""),
+    (r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ""),
+    (r"\\text\{\s*(thousand|million|billion|trillion)(?![a-z])", lambda match: _SCALES[match[1]] + r"\text{"),
+    (r"(?<=\d)\s*(thousand|million|billion|trillion)(?![a-z])", lambda match: _SCALES[match[1]]),
+    (r"\\\$\s*((?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*\\times 10\^\{\d+\})?)", r"\1\\text{ dollars}"),
+    (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+    # how it looks
+    (r"\\\$|\$|(?<!\\)\\[()\[\]]", ""),
+    (r"\\(?:left|right)\s*\.", ""),
+    (r"\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
+    (r"(\\\\)|\\!|\\(?:left|right|middle|[bB]ig{1,2}[lrm]?)(?![A-Za-z])", r"\1"),
+    (r"(\\\\)|\\(?:[,;:> ]|(?:quad|qquad|displaystyle|textstyle)(?![A-Za-z]))", r"\1 "),
+    (r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|hbox|math(?:rm|bf|it|sf)|operatorname\*?)\s*\{", r"\\text{"),
+    (r"\\text\{([\s\d.,]*|\s*\(?[A-Za-z]\)?\s*)\}", r" \1"),
+    (_any_of(_SYMBOLS), lambda match: _SYMBOLS[match[0]]),
+    # words
+    (r",?\s*(?:\\text\{[\s,]*(?:and|or)\s*\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z]))", ", "),
+    (r"\\text\{\s*(?:percent|pct)\s*\}|(?<![\\A-Za-z])(?:percent|pct)(?![A-Za-z])", "%"),
+    (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+    (
+        r"\\text\{\s*all real numbers\s*\}|(?i:all real numbers)|\\mathbb\s*\{?R\}?",
+        r"(-\\infty ,\\infty )",
+    ),
+    (rf"(?<![\\A-Za-z])({'|'.join(_WORDS)})(?![A-Za-z])", r"\\\1 "),
+    # arguments and exponents without braces
+    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\\frac\s*([\dA-Za-z])\s*\{", r"\\frac{\1}{"),
+    (r"\\frac\s*\\pi\s*(?=[\d{])", r"\\frac{\\pi}"),
+    (r"\\frac\s*(\{[^{}]*\})\s*([\dA-Za-z])", r"\\frac\1{\2}"),
+    (r"\^\s*([-+]?\d{2,}|[-+]\d)", r"^{\1}"),
+    (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+    (r"_\s*(\d)(?!\d)", r"_{\1}"),
+    # numbers once more
+    (r"(?<![\w.}])(\d{1,300})\s*\\frac\s*\{(\d{1,300})\}\s*\{(\d{1,300})\}", _mixed),
+    (r"(?<![\w./])(\d{1,300})\s+(\d{1,300})/(\d{1,300})(?![\d/])", _mixed),
+    (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
+    (r"\s+", " "),
+]
+_REWRITINGS = [(re.compile(pattern), to) for pattern, to in _PATTERNS]
+_BRACKETS = re.compile(r"[(\[⦃]|\\begin")
+
+THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])")
+"""A number with separators, which may also be several numbers."""
+
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+
+
+def normalize(answer: str) -> str:
+    """An answer in the one of its ways of writing that is compared here; whitespace is single."""
+    text = answer.strip(" \t\r\n*`")
+    if re.sub(r"\\\$", "", text).count("$") % 2:  # not around a formula: dollars
+        text = re.sub(r"(?<!\\)\$(?=\s*[\d.])", r"\\$", text)
+    for pattern, to in _REWRITINGS:
+        text = pattern.sub(to, text)
+    while (shorter := _unwrapped(text.lstrip(" ,;:").rstrip(" .,;:"))) != text:
+        text = shorter
+    if text.casefold() in _NUMERALS:
+        return str(_NUMERALS.index(text.casefold()))
+    if not _BRACKETS.search(text):  # in brackets, a comma comes between coordinates
+        text = THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
+    return text
+
+
+def _unwrapped(text: str) -> str:
+    r"""Without the braces, or the ``\text{}``, around all of it."""
+    for start in ("{", "\\text{"):
+        if text.startswith(start) and text.endswith("}") and not re.search(r"[{}]", text[len(start) : -1]):
+            inside = text[len(start) : -1].strip()
+            return f"⦃{inside}⦄" if start == "{" and "," in inside else inside
+    return text
+
+
+def plain(text: str) -> str:
+    r"""Without ``\text{}`` around parts of it."""
+    return re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+
+
+def is_text(text: str) -> bool:
+    """Whether it is words rather than a product of variables: four letters, three with a capital, or a known word."""
+    spoken = plain(text)
+    if re.search(r"[\\^_=+*/<>|{}]", spoken):
+        return False
+    words = re.findall(r"(?<![A-Za-z0-9])[A-Za-z]+(?![A-Za-z0-9])", spoken)
+    return any(len(w) > 3 or re.fullmatch("[A-Z][a-z]{2}|(?i:yes|no|odd)", w) for w in words)

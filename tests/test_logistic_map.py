@@ -1,0 +1,172 @@
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cera.evaluation.logistic_map import (
+    Problem,
+    figure,
+    main,
+    parse,
+    problems,
+    random_problems,
+    rows,
+    score,
+    summary,
+    tolerances,
+    trajectory,
+)
+
+PROBLEM = Problem(3.5, 0.4, steps=8)
+RIGHT = [0.84, 0.4704, 0.8719, 0.3909, 0.8333, 0.4862, 0.8743, 0.3846]
+PROBLEMS = st.builds(Problem, st.floats(2.5, 4), st.floats(0.01, 0.99), st.integers(1, 30), st.integers(2, 8))
+
+
+def of(values, problem=PROBLEM):
+    return score(values, problem.r, problem.x0, problem.decimals, problem.steps)
+
+
+def test_the_truth_is_the_map():
+    assert trajectory(3.5, 0.4, 2) == pytest.approx([0.84, 3.5 * 0.84 * 0.16])
+    assert trajectory(2.5, 0.6, 3) == pytest.approx([0.6] * 3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PROBLEMS)
+def test_honest_rounding_is_right_consistent_and_no_collapse(problem):
+    values = parse(problem.answer)
+    result = of(values, problem)
+    assert len(values) == problem.steps
+    assert result.all_right
+    assert result.consistent == problem.steps
+    assert not result.collapsed
+
+
+@settings(max_examples=50, deadline=None)
+@given(PROBLEMS)
+def test_the_rounded_truth_is_right(problem):
+    truth = [round(x, problem.decimals) for x in trajectory(problem.r, problem.x0, problem.steps)]
+    assert of(truth, problem).all_right
+
+
+def test_tolerances_start_at_half_a_unit_and_grow_with_chaos():
+    bounds = tolerances(4.0, 0.3, 30, 4)
+    assert bounds[0] == 5e-5
+    assert bounds[-1] == 1
+    assert max(tolerances(2.5, 0.6, 30, 4)) < 1.1e-4  # |f'| = 0.5: errors die away
+    assert 1 < of([], Problem(4.0, 0.3, 30)).judged < 30
+
+
+def test_a_perfect_answer_has_all_steps():
+    result = of(RIGHT)
+    assert (result.correct, result.judged, result.consistent, result.collapsed) == (8, 8, 8, False)
+
+
+def test_one_wrong_digit_ends_what_is_right():
+    result = of([*RIGHT[:2], 0.8819, *RIGHT[3:]])
+    assert (result.correct, result.consistent) == (2, 6)  # neither the wrong step nor the one after it follows
+    carried = [*RIGHT[:2], 0.8819]
+    while len(carried) < 8:
+        carried.append(round(3.5 * carried[-1] * (1 - carried[-1]), 4))
+    assert (of(carried).correct, of(carried).consistent) == (2, 7)
+
+
+def test_missing_steps_are_not_right_and_further_ones_do_not_count():
+    assert (of(RIGHT[:3]).correct, of(RIGHT[:3]).all_right) == (3, False)
+    assert of([*RIGHT, 0.1, 0.1, 0.1]) == of(RIGHT)
+
+
+def test_a_collapse_is_a_value_that_only_the_model_repeats():
+    assert of([0.84, 0.4704, 0.4704, 0.4704]).collapsed
+    assert not of([0.84, 0.4704, 0.4704]).collapsed
+    assert not of([0.6] * 8, Problem(2.5, 0.6, 8)).collapsed  # a fixed point
+    assert of([0.6] * 8, Problem(2.5, 0.6, 8)).all_right
+    two = Problem(3.2, 0.5, 40)  # a cycle of 0.7995 and 0.5130
+    assert not of(parse(two.answer), two).collapsed
+    assert of([*parse(two.answer)[:30], *[0.7995] * 10], two).collapsed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x_1 = 0.84\nx_2 = 0.4704",
+        "x1: 0.84\nx2: 0.4704",
+        "Step 1: x = 3.5 * 0.4 * 0.6 = 0.84\nStep 2: x = 0.4704.",
+        r"$x_{1} = 0.84$, and then \(x_{2} \approx 0.4704\)",
+        r"\[ x_{1} = 3.5 \times 0.4 \times 0.6 = \boxed{0.84} \] \n" + "\n" + r"x_{2} &= 0.4704 \\",
+        "x_0 = 0.4\n- **x_1** = 3.5 * 0.4 * (1 - 0.4) = **0.84**\n- x_2 = 3.5 * x_1 * (1 - x_1) = 0.4704 (rounded)",
+        "x_1 = 3.5 * 0.4 * (1 - 0.4)\n    = 3.5 * 0.24\n    = 0.84\nx_2 = 0.4704\n\nSummary: x_1 = 0.9",
+        "x₁ = 0.84; x₂ ≈ .4704",
+        "Step 1: Compute 1 - 0.4 = 0.6\nx_1 = 0.84\nStep 2: x_2 = 0.4704\nx_4 = 0.3909",
+    ],
+)
+def test_steps_are_found_as_models_write_them(text):
+    assert parse(text) == [0.84, 0.4704]
+
+
+@pytest.mark.parametrize("text", ["", "I cannot.", "x_2 = 0.5", "x_1 = 3.5 * 0.4", "x_{n+1} = r x_n (1 - x_n)"])
+def test_what_states_no_first_step_has_no_steps(text):
+    assert parse(text) == []
+
+
+@pytest.mark.parametrize("piece", ["x_1 ", "x_1 = ", "x_1 = 3.5 * ", "step 1 $", "= ", "9", "(", "x_1 = 0.5, ", "\n=1"])
+def test_a_long_text_is_read_at_once(piece):
+    start = time.process_time()
+    parse("x_1 = " + piece * (400_000 // len(piece)))
+    assert time.process_time() - start < 3
+
+
+def test_problems_are_a_grid_or_seeded():
+    assert [(p.r, p.x0) for p in problems([2.5, 3.5], [0.1, 0.4])] == [(2.5, 0.1), (2.5, 0.4), (3.5, 0.1), (3.5, 0.4)]
+    drawn = random_problems(200, seed=1)
+    assert drawn == random_problems(200, seed=1) != random_problems(200, seed=2)
+    assert len(set(drawn)) == 200
+    row = rows([PROBLEM])[0]
+    assert "r = 3.5 and x_0 = 0.4" in row["question"]
+    assert row["answer"].startswith("x_1 = 3.5 * 0.4 * (1 - 0.4) = 0.8400\nx_2 = 3.5 * 0.8400 * ")
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: Problem(4.1, 0.4), "r must be .* 4.1"),
+        (lambda: Problem(3.5, 1.0), "x0 must be .* 1.0"),
+        (lambda: Problem(3.5, 0.4, steps=0), "steps must be .* 0"),
+        (lambda: Problem(3.5, 0.4, decimals=1), "decimals must be .* 1"),
+        (lambda: random_problems(0), "number of problems .* 0"),
+        (lambda: summary([]), "at least one score"),
+        (lambda: figure([]), "at least one answer"),
+    ],
+)
+def test_what_cannot_be_is_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()
+
+
+def test_the_summary_is_the_means():
+    rates = summary([of(RIGHT), of(RIGHT[:4]), of([0.84, 0.4704, 0.4704, 0.4704])])
+    assert rates["steps_correct"].mean == pytest.approx((8 + 4 + 2) / 3)
+    assert rates["all_right"].mean == rates["collapse"].mean == pytest.approx(1 / 3)
+    assert rates["consistent"].mean == pytest.approx((8 + 4 + 2) / 24)
+    assert all(rate.interval.low <= rate.mean <= rate.interval.high for rate in rates.values())
+
+
+def test_a_panel_for_each_problem_marks_a_collapse():
+    made = figure([(PROBLEM, RIGHT), (PROBLEM, [0.84, 0.4704, 0.4704, 0.4704])])
+    first, second = made.axes[:2]
+    assert list(first.lines[1].get_ydata()) == RIGHT
+    assert (len(first.patches), len(second.patches)) == (0, 1)
+
+
+def test_the_command_asks_a_model(tiny_llama, tmp_path, capsys):
+    options = ["--problems=3", "--steps=4", "--max-new-tokens=8", "--batch-size=2", f"--out={tmp_path}"]
+    assert main([f"--base={tiny_llama}", *options]) == 0
+    assert "collapse" in capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 3
+    assert json.loads((tmp_path / "logistic_map.json").read_text())["rates"]["correct"]["mean"] == 0
+    assert (tmp_path / "trajectories.png").stat().st_size > 0
+    assert main([f"--adapter={tmp_path}"]) == 2
+    assert "neither a run nor an adapter" in capsys.readouterr().err

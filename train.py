@@ -151,12 +151,23 @@ class CLI(LightningCLI):
             self.datamodule.check()
             if self.model.adapter_dtype is not None and isinstance(self.trainer.strategy, DeepSpeedStrategy):
                 raise ValueError("model.adapter_dtype: DeepSpeed keeps fp32 master weights itself; leave it unset.")
+            self._check_evaluation()
             if self.subcommand == "fit" and self.trainer.max_steps > 0:
                 self.model.check_steps(self.trainer.max_steps)
             trainable = self.model.check()
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error
         rank_zero_info(f"{type(self.model.adapter).__name__} trains {trainable:,} parameters of {self.model.base}")
+
+    def _check_evaluation(self) -> None:
+        evaluation = self.config_init[self.subcommand].evaluation
+        if self.subcommand != "test" or evaluation is None:
+            return
+        evaluation.task.check()
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy) and self.trainer.strategy.zero_stage_3:
+            raise ValueError(
+                "evaluation: under ZeRO-3 no rank can answer by itself; use `python -m cera.evaluation` on the run."
+            )
 
     def _check_length(self) -> None:
         if self.subcommand != "fit" or self.trainer.max_steps > 0:

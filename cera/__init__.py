@@ -3,6 +3,12 @@
 Importing this package makes CeRA a PEFT method like any other (``peft.get_peft_model(model, cera.CeraConfig())``).
 """
 
+import logging
+
+_bitsandbytes = logging.getLogger("bitsandbytes")
+_level = _bitsandbytes.level
+_bitsandbytes.setLevel(logging.ERROR)  # it misses optional CPU kernels aloud when PEFT imports it
+
 from cera.adapters import (
     CeraConfig,
     CeraLayer,
@@ -15,6 +21,8 @@ from cera.adapters import (
     bottleneck_for,
 )
 from cera.linearize import Linearization, linearize
+
+_bitsandbytes.setLevel(_level)
 
 __version__ = "0.1.0"
 __all__ = [

@@ -10,6 +10,7 @@ several GPUs: ``torchrun --nproc-per-node N -m cera.evaluation ...``.
 
 import os
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,18 @@ def parser() -> Parser:
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit status, 2 after a user's mistake."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
     if arguments[:1] == ["compare"]:
         return compare.main(arguments[1:])
     try:
         reader = parser()
-        return _evaluate(reader.instantiate_classes(reader.parse_args(arguments)))
-    except (ArgumentError, AdapterError, BackboneError, DataError, RecordError, ValueError) as error:
+        return _evaluate(reader.instantiate(reader.parse_args(arguments)))
+    except (ArgumentError, AdapterError, BackboneError, DataError, RecordError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def _evaluate(options: Namespace) -> int:

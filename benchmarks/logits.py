@@ -67,6 +67,7 @@ def module(vocabulary: int) -> CausalLM:
     adapter = CeraConfig(r=64, dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     base = LlamaForCausalLM(config).bfloat16().requires_grad_(False)
     found = CausalLM(base="random", adapter=adapter)
+    found._ends_in_its_head = True  # which is otherwise asked of the named base's skeleton
     found.model = get_peft_model(base, adapter, autocast_adapter_dtype=False).train()
     return found
 

@@ -28,6 +28,7 @@ from cera.backbone import Quantization, build_skeleton, load_model, load_tokeniz
 from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity, generate
+from cera.linear_cross_entropy import ends_in_its_head, linear_cross_entropy
 
 UNSUPPORTED = {PeftType.XLORA, PeftType.POLY, PeftType.CPT}
 
@@ -37,7 +38,7 @@ class CausalLM(LightningModule):
 
     The recipe is the paper's (App. A): AdamW, linear warm-up over the first ``warmup`` of the steps, then a cosine
     to zero. The loss is the mean over the answer tokens of the whole optimizer step, over all ranks and accumulated
-    micro-batches; logits are computed only where there is a label.
+    micro-batches; logits are computed only where there is a label, and a few hundred tokens' at a time.
 
     Args:
         base: The frozen model: hub id, local directory, GGUF file or ``package://`` (see ``cera.backbone``).
@@ -223,9 +224,24 @@ class CausalLM(LightningModule):
         assert self.model is not None
         targets = batch["labels"][:, 1:]
         labelled = targets != IGNORE
-        with _logits_only_at(self.model, labelled), self._autocast():
-            logits = self(batch["input_ids"], position_ids=batch["position_ids"])
+        head = cast(PreTrainedModel, self.model.get_base_model()).get_output_embeddings()
+        with self._autocast():
+            if self._in_chunks(head):
+                with _head_left_out(head) as states:
+                    self(batch["input_ids"], position_ids=batch["position_ids"])
+                return linear_cross_entropy(states[0][:, :-1][labelled], head, targets[labelled]), labelled
+            with _logits_only_at(head, labelled):
+                logits = self(batch["input_ids"], position_ids=batch["position_ids"])
         return F.cross_entropy(logits[0].float(), targets[labelled], reduction="none"), labelled
+
+    def _in_chunks(self, head: nn.Module) -> bool:
+        """Whether the head alone gives the loss: it is frozen, whole on this rank, and the last thing in the model."""
+        frozen = not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
+        return frozen and self._ends_in_its_head
+
+    @cached_property
+    def _ends_in_its_head(self) -> bool:
+        return ends_in_its_head(build_skeleton(self.base))
 
     def _autocast(self) -> Any:
         # fp32 master weights beside a bf16 base: the adapter's products run in bf16 like the base's
@@ -406,13 +422,28 @@ def _choices(field: str, skeleton: nn.Module) -> str:
 
 
 @contextmanager
-def _logits_only_at(model: PeftModel, positions: Tensor) -> Iterator[None]:
+def _head_left_out(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Let the head see no token; yields a list for the hidden states (batch, length, hidden) that it would see."""
+    states: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states.append(args[0])
+        return (args[0][:, :0], *args[1:])
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _logits_only_at(head: nn.Module, positions: Tensor) -> Iterator[None]:
     """Let the head see only ``positions`` (batch, length - 1) of the hidden states (batch, length, hidden).
 
     The head's output, and so the model's logits, becomes (1, n, vocabulary). Selecting at the head's input leaves
     to the model whatever it does to its logits (scaling, soft-capping), and works for every architecture.
     """
-    head = cast(PreTrainedModel, model.get_base_model()).get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, :-1][positions][None], *args[1:]))
     try:
         yield

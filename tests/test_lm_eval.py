@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import cera
 from cera.evaluation.generation import Sampling, TransformersBackend
-from cera.evaluation.lm_eval import located, main, rescore
+from cera.evaluation.lm_eval import judge, located, main, rescore
 from cera.evaluation.prompts import Prompt
 
 TASK = REPOSITORY / "configs" / "lm_eval" / "gsm8k_local.yaml"
@@ -102,23 +102,10 @@ def test_the_documented_command_evaluates_the_adapter(adapter, tiny_llama, token
 def judged(tmp_path_factory, gsm8k) -> Path:
     """``CASES`` as lm-eval's own task judges them, in the form of ``--log_samples``."""
     pytest.importorskip("lm_eval")
-    from lm_eval.tasks import TaskManager
-
+    records = [{"key": str(i), "prompt": "How many?", "gold": GOLD, "samples": [text]} for i, text in enumerate(CASES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CERA_DATA_DIR", str(gsm8k.parent))
-        manager = TaskManager(include_path=str(TASK.parent), include_defaults=False)
-        task = manager.load(["gsm8k_local"])["tasks"]["gsm8k_local"]
-    doc = {"question": "How many?", "answer": GOLD}
-    lines = []
-    for ensemble in task._filters:
-        for number, text in enumerate(CASES):
-            instance = task.construct_requests(doc, "", metadata=("gsm8k_local", 0, 1))
-            instance.resps = [text]
-            ensemble.apply([instance])
-            filtered = instance.filtered_resps[ensemble.name]
-            verdict = task.process_results(doc, [filtered])
-            made = {"doc_id": number, "target": task.doc_to_target(doc), "resps": [[text]], "filter": ensemble.name}
-            lines.append(json.dumps({**made, "filtered_resps": [filtered], **verdict}, default=float))
+        lines = [json.dumps(sample, default=float) for sample in judge(records)]
     file = tmp_path_factory.mktemp("judged") / "samples.jsonl"
     file.write_text("\n".join(lines) + "\n")
     return file

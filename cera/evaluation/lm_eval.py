@@ -2,10 +2,12 @@
 
     python -m cera.evaluation.lm_eval run --model hf --model_args peft=runs/smol_cera,dtype=bfloat16 ...
     python -m cera.evaluation.lm_eval rescore runs/smol_cera/lm_eval/.../samples_gsm8k_local_....jsonl
+    python -m cera.evaluation.lm_eval rescore runs/smol_cera/eval/gsm8k/records.jsonl
 
 All arguments are lm-eval's (``docs/lm_eval.md`` has the whole command). Of ``--model_args``, ``peft`` may name a run
 directory, ``pretrained`` is the adapter's base unless it is given, and names a base as ``cera.backbone`` does.
-``rescore`` judges the answers of ``--log_samples`` by the rule of ``cera.evaluation.answers``.
+``rescore`` holds lm-eval's rule against that of ``cera.evaluation.answers``, on the same answers: those of
+``--log_samples``, or of our own records.
 """
 
 import importlib.util
@@ -13,6 +15,7 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,12 @@ from datasets import Dataset
 from cera.backbone import BackboneError, locate
 from cera.data import DataError
 from cera.evaluation import answers
+from cera.evaluation.records import Record, read
 from cera.evaluation.tasks import GSM8K
 from cera.saved_adapter import AdapterError, SavedAdapter
 
 METRIC = "exact_match"
+TASKS = Path(__file__).parents[2] / "configs" / "lm_eval"
 
 
 def main() -> int:
@@ -33,17 +38,16 @@ def main() -> int:
         if sys.argv[1:2] != ["rescore"]:
             return _harness()
         if len(sys.argv) != 3:
-            raise ValueError(f"rescore takes one file of lm-eval's --log_samples, got {sys.argv[2:]}.")
+            raise ValueError(f"rescore takes one file of samples or records, got {sys.argv[2:]}.")
         print(summary(rescore(sys.argv[2])))
-    except (AdapterError, BackboneError, DataError, ValueError) as error:
+    except (AdapterError, BackboneError, DataError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def _harness() -> int:
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("lm-evaluation-harness is not installed: pip install 'cera[lm-eval]'")
+    _require_lm_eval()
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -54,6 +58,11 @@ def _harness() -> int:
         options.model_args = located(options.model_args)
     harness.execute(options)
     return 0
+
+
+def _require_lm_eval() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("lm-evaluation-harness is not installed: pip install 'cera[lm-eval]'")
 
 
 def located(model_args: dict[str, Any]) -> dict[str, Any]:
@@ -98,12 +107,48 @@ def local_gsm8k(**_: Any) -> dict[str, Dataset]:
     return {"test": Dataset.from_list([{"question": of.question, "answer": of.gold} for of in task.problems()])}
 
 
-def rescore(samples_file: str | Path) -> dict[str, Any]:
+def judge(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Our records of GSM8K by lm-eval's rule, in the form of its ``--log_samples``: a dict a problem and filter.
+
+    The rule is that of ``configs/lm_eval/gsm8k_local.yaml``, which is lm-eval's own; ``$CERA_DATA_DIR`` must be set, as
+    the task reads its problems when it is loaded.
+
+    Raises:
+        ValueError: lm-eval is not installed.
+    """
+    _require_lm_eval()
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    task = manager.load(["gsm8k_local"])["tasks"]["gsm8k_local"]
+    samples = []
+    for ensemble in task._filters:
+        for record in records:
+            doc = {"question": record["prompt"], "answer": record["gold"]}
+            instance = task.construct_requests(doc, "", metadata=("gsm8k_local", 0, 1))
+            instance.resps = record["samples"][:1]
+            ensemble.apply([instance])
+            filtered = instance.filtered_resps[ensemble.name]
+            samples.append(
+                {
+                    "doc_id": record["key"],
+                    "target": record["gold"],
+                    "resps": [record["samples"][:1]],
+                    "filter": ensemble.name,
+                    "filtered_resps": [filtered],
+                    **task.process_results(doc, [filtered]),
+                }
+            )
+    return samples
+
+
+def rescore(file: str | Path) -> dict[str, Any]:
     """lm-eval's verdicts against ours, on the same generations.
 
     Args:
-        samples_file: What ``--log_samples`` wrote for a task with ``exact_match``: a line a problem and filter. Of
-            several generations a problem, the first is judged, which is what ``take_first`` takes.
+        file: What ``--log_samples`` wrote for a task with ``exact_match``, a line a problem and filter; or the
+            ``records.jsonl`` of an evaluation on GSM8K. Of several generations a problem, the first is judged, which is
+            what ``take_first`` takes.
 
     Returns:
         - ``problems``, and ``ours``: the share that ``answers.is_correct`` accepts, in [0, 1];
@@ -115,7 +160,7 @@ def rescore(samples_file: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, empty, or of another kind.
     """
-    samples = _samples(Path(samples_file))
+    samples = judge(read(Path(file))) if Path(file).name == "records.jsonl" else _samples(Path(file))
     verdicts: dict[Any, bool] = {}
     counts: dict[str, Counter[str]] = {}
     disagreements = []

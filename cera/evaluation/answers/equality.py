@@ -46,7 +46,7 @@ def check(prediction: str, gold: str) -> bool:
     if max(len(prediction), len(gold)) > LONGEST:
         return False
     readings = [(normalize(prediction), normalize(gold))]
-    if any(THOUSANDS.search(answer) for answer in (prediction, gold)):  # "1,234" is a number, or two
+    if any(",0" not in match[0] for match in THOUSANDS.finditer(f"{prediction}; {gold}")):  # "1,234" is one, or two
         readings.append((normalize(prediction.replace(",", ", ")), normalize(gold.replace(",", ", "))))
     return any(bool(a and b) and _same(signs(a), signs(b)) for a, b in readings)
 
@@ -68,7 +68,12 @@ def _same(a: str, b: str) -> bool:
         return True
     if (letters := _choices(a, b)) is not None:
         return letters
-    return _same_answer(read(a), read(b))
+    x, y = read(a), read(b)
+    if {type(x), type(y)} == {Matrix, str} and "\\begin" in a and "\\begin" in b:  # a matrix times a number
+        from cera.evaluation.answers.expressions import same_expression
+
+        return same_expression(a, b)
+    return _same_answer(x, y)
 
 
 def _choices(a: str, b: str) -> bool | None:
@@ -81,16 +86,16 @@ def _choices(a: str, b: str) -> bool | None:
 
 
 def _same_answer(a: Answer, b: Answer) -> bool:
-    from cera.evaluation.answers.expressions import same_equation, same_expression
+    from cera.evaluation.answers.expressions import same_expression, same_relation
 
     match a, b:
         case Named(), Named():
             if a.name.replace(" ", "") == b.name.replace(" ", "") and _same(a.value, b.value):
                 return True
-            return a.equation is not None and b.equation is not None and same_equation(a.equation, b.equation)
+            return a.sides is not None and b.sides is not None and same_relation(a.sides, b.sides)
         case ((Named() | Relation()), (Named() | Relation())):
-            if a.equation and b.equation:
-                return same_equation(a.equation, b.equation)
+            if a.sides and b.sides:
+                return same_relation(a.sides, b.sides)
             return isinstance(a, Relation) and isinstance(b, Relation) and same_expression(a.text, b.text)
         case Named(), _:
             return _same_answer(read(a.value), b)
@@ -158,7 +163,7 @@ def _in_any_order(a: Sequence[str], b: Sequence[str]) -> bool:
 
 
 def _same_value(a: str, b: str) -> bool:
-    if plain(a) == plain(b):
+    if _close(a) == _close(b):
         return True
     if (clocks := [_CLOCK.fullmatch(plain(text)) for text in (a, b)]) and all(clocks):
         return _same_time(*(match.groups() for match in clocks if match))
@@ -181,6 +186,11 @@ def _same_value(a: str, b: str) -> bool:
     from cera.evaluation.answers.expressions import is_rounding, same_expression
 
     return is_rounding(a, b) or is_rounding(b, a) or same_expression(a, b)
+
+
+def _close(text: str) -> str:
+    """Without spaces, except between digits."""
+    return re.sub(r"(?<!\d) | (?!\d)", "", plain(text))
 
 
 def _spoken(text: str) -> str:

@@ -13,6 +13,7 @@ from sympy import Basic, Expr, I, Rational, Symbol
 
 from cera.evaluation.answers.notation import TRIGONOMETRIC
 from cera.evaluation.answers.numbers import DECIMALS, is_rounded
+from cera.evaluation.answers.structure import Sides
 
 _LATEX = {"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "=", "∈": "\\in ", "∪": "\\cup ", "⦃": "\\{", "⦄": "\\}"}
 _POINTS = (Fraction(617, 521), Fraction(1409, 389), Fraction(211, 673))
@@ -29,6 +30,7 @@ def parsed(text: str) -> Any:
         text = text.replace(symbol, latex)
     if TRIGONOMETRIC.search(text):
         text = re.sub(r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?", r"{(\\frac{\1\\pi}{180})}", text)
+    text = re.sub(r"((?<![\w.^{])[\d.]+|\)|\\pi)\s*(?=\()", r"\1\\times ", text)  # it takes 2(3) for a mixed number
     # exactly: floats are equal to math-verify if they differ in the seventh place
     text = re.sub(r"(?<![\w.])(\d*)\.(\d+)", lambda m: f"{{\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}}}", text)
     found = latex2sympy(
@@ -86,14 +88,16 @@ def _differ(x: Any, y: Any, point: Fraction) -> bool:
     return bool(abs((one - other).evalf(30)) > max(abs(values[0]), abs(values[1])) * 1e-20)
 
 
-def same_equation(a: tuple[str, str], b: tuple[str, str]) -> bool:
-    """Whether two equations say the same: their differences of sides are multiples of each other."""
-    x, y = (parsed(f"({sides[0]})-({sides[1]})") for sides in (a, b))
+def same_relation(a: Sides, b: Sides) -> bool:
+    """Whether two equations or inequalities say the same: their differences of sides are multiples of each other."""
+    if a[1] != b[1]:
+        return False
+    x, y = (parsed(f"({left})-({right})") for left, _, right in (a, b))
     if not isinstance(x, Expr) or not isinstance(y, Expr) or x.free_symbols != y.free_symbols:
         return False
     at = {v: Rational(*_POINTS[0].as_integer_ratio()) + i for i, v in enumerate(sorted(x.free_symbols, key=str))}
     factor = (x.subs(at) / y.subs(at)).doit()
-    if not factor.is_number or not factor.is_finite or factor.is_zero:
+    if not factor.is_number or not factor.is_finite or factor.is_zero or (a[1] in "<≤" and not factor.is_positive):
         return False
     y = factor * y
     return not any(_differ(x, y, point) for point in _POINTS) and verify(y, x, timeout_seconds=None)

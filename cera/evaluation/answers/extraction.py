@@ -63,6 +63,8 @@ def _boxed(text: str) -> str | None:
     answer, at = None, -1
     opened: list[int | None] = []
     for match in _BOX_OR_BRACE.finditer(text):
+        if len(opened) > LONGEST:  # no solution is as deep
+            return None
         if match["open"]:
             opened.append(None)
         elif match["brace"]:
@@ -147,9 +149,9 @@ _WORD = re.compile(r"(?!(?:and|or|sin|cos|tan|log|ln)\b)[A-Za-z]{2,}[.,:;!?]*")
 def is_prose(text: str) -> bool:
     """Whether it is sentences about an answer rather than one: words, other than a unit after a value."""
     line = text.strip()
-    if "\n" in line or len(line) > LONGEST:
+    if "\n" in line:
         return True
     words = [word for word in re.sub(r"\\text\s*\{[^{}]*\}", " ", line).split() if _WORD.fullmatch(word)]
     if len(words) < 2 and not any(len(word) > 3 for word in words):
         return False
-    return not is_quantity(line)
+    return len(line) > LONGEST or not is_quantity(line)

@@ -3,13 +3,16 @@
 # ruff: noqa: RUF001  (signs that are alike are what this file is about)
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 
 LONGEST = 2000
 """Characters; a longer answer is none."""
 
+_GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "pi", "phi", "omega")
 _SYMBOLS = {
     **dict.fromkeys(("\\dfrac", "\\tfrac", "\\cfrac"), "\\frac"),
+    **dict.fromkeys(("\\dbinom", "\\tbinom"), "\\binom"),
     **dict.fromkeys(("\\leq", "\\leqslant", "\\le", "<="), "≤"),
     **dict.fromkeys(("\\geq", "\\geqslant", "\\ge", ">="), "≥"),
     **dict.fromkeys(("\\neq", "\\ne", "!="), "≠"),
@@ -18,6 +21,10 @@ _SYMBOLS = {
     **dict.fromkeys(("\\approx", "\\simeq"), "≈"),
     **dict.fromkeys(("\\in", "∊"), "∈"),
     **dict.fromkeys(("\\cup",), "∪"),
+    **dict.fromkeys(("\\ldots", "\\cdots", "…", "..."), "\\dots "),
+    "∩": "\\cap ",
+    "∠": "\\angle ",
+    "⁄": "/",
     **dict.fromkeys(("\\pm", "+/-"), "±"),
     **dict.fromkeys(("\\mp",), "∓"),
     **dict.fromkeys(("\\{", "\\lbrace"), "⦃"),
@@ -33,11 +40,7 @@ _SYMBOLS = {
     **dict.fromkeys(("÷", "\\div"), "/"),
     **dict.fromkeys(("\\varnothing", "∅", "\\{\\}"), "\\emptyset "),
     "∞": "\\infty ",
-    "π": "\\pi ",
-    "θ": "\\theta ",
-    "²": "^2",
-    "³": "^3",
-    "½": "\\frac{1}{2}",
+    **{letter: f"\\{name} " for letter, name in zip("αβγδθλμπφω", _GREEK, strict=True)},
     "√": "\\sqrt ",
     "ℝ": "\\mathbb{R}",
     "**": "^",
@@ -49,6 +52,7 @@ _SCALES = {
     name: f"\\times 10^{{{power}}}"
     for name, power in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
 }
+_MONEY = {"\\$": "dollars", "€": "euros", "£": "pounds", "¥": "yen"}
 _NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _WORDS = ("pi", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "infty", "theta", "alpha", "beta")
 
@@ -58,20 +62,35 @@ def _any_of(table: Iterable[str]) -> str:
     return "|".join(re.escape(way) + ("(?![A-Za-z])" if re.match(r"\\[A-Za-z]", way) else "") for way in ordered)
 
 
+def _compatible(template: str) -> Callable[[re.Match[str]], str]:
+    """A replacement that puts what Unicode has a sign stand for, in plain characters, into a template."""
+    return lambda match: template.format(*unicodedata.normalize("NFKC", match[0]).split("⁄"))
+
+
 def _mixed(match: re.Match[str]) -> str:
     whole, numerator, denominator = (int(group) for group in match.groups())
     return f"\\frac{{{whole * denominator + numerator}}}{{{denominator}}}"
 
 
 _PATTERNS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    # signs for several: 1, ½, ³, ₂
+    ("[！-～]+", _compatible("{}")),
+    ("[¼-¾⅐-⅞]", _compatible(r"\frac{{{}}}{{{}}}")),
+    ("[⁰¹²³⁴-⁹⁺⁻ⁿ]+", _compatible("^{{{}}}")),
+    ("[₀-₉]+", _compatible("_{{{}}}")),
     # numbers and money
     (r"(?<=\d)(?:\{,\}|,\\!|\\!,)\s*(?=\d)", ""),
     (r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ""),
     (r"\\text\{\s*(thousand|million|billion|trillion)(?![a-z])", lambda match: _SCALES[match[1]] + r"\text{"),
     (r"(?<=\d)\s*(thousand|million|billion|trillion)(?![a-z])", lambda match: _SCALES[match[1]]),
-    (r"\\\$\s*((?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*\\times 10\^\{\d+\})?)", r"\1\\text{ dollars}"),
+    (
+        r"(\\\$|[€£¥])\s*((?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*\\times 10\^\{\d+\})?)(?!\d|\s*\\[dt]?frac)",
+        lambda match: rf"{match[2]}\text{{ {_MONEY[match[1]]}}}",
+    ),
     (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+    (r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})*,0\d\d(?:,\d{3})*(?!\d)", lambda match: match[0].replace(",", "")),
     # how it looks
+    (r"\\\\\s*\[[\d.]+\s*[a-z]{2}\]", r"\\\\"),
     (r"\\\$|\$|(?<!\\)\\[()\[\]]", ""),
     (r"\\(?:left|right)\s*\.", ""),
     (r"\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
@@ -79,10 +98,12 @@ _PATTERNS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(\\\\)|\\(?:[,;:> ]|(?:quad|qquad|displaystyle|textstyle)(?![A-Za-z]))", r"\1 "),
     (r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|hbox|math(?:rm|bf|it|sf)|operatorname\*?)\s*\{", r"\\text{"),
     (r"\\text\{([\s\d.,]*|\s*\(?[A-Za-z]\)?\s*)\}", r" \1"),
+    (r"(?:√|(?<![\\A-Za-z])sqrt)\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
     (_any_of(_SYMBOLS), lambda match: _SYMBOLS[match[0]]),
     # words
     (r",?\s*(?:\\text\{[\s,]*(?:and|or)\s*\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z]))", ", "),
     (r"\\text\{\s*(?:percent|pct)\s*\}|(?<![\\A-Za-z])(?:percent|pct)(?![A-Za-z])", "%"),
+    (r"(\\text\{[^{}]*)\}\s*\\text\{", r"\1 "),
     (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
     (
         r"\\text\{\s*all real numbers\s*\}|(?i:all real numbers)|\\mathbb\s*\{?R\}?",
@@ -92,13 +113,14 @@ _PATTERNS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # arguments and exponents without braces
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}"),
-    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\\(frac|binom)\s*(\d)\s*(\d)", r"\\\1{\2}{\3}"),
     (r"\\frac\s*([\dA-Za-z])\s*\{", r"\\frac{\1}{"),
     (r"\\frac\s*\\pi\s*(?=[\d{])", r"\\frac{\\pi}"),
     (r"\\frac\s*(\{[^{}]*\})\s*([\dA-Za-z])", r"\\frac\1{\2}"),
     (r"\^\s*([-+]?\d{2,}|[-+]\d)", r"^{\1}"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"),
     (r"_\s*(\d)(?!\d)", r"_{\1}"),
+    (r"(?<![\w.^/)}])(\d+)/(\d+)(?=\s*[A-Za-z\\(])", r"\\frac{\1}{\2}"),  # 1/2x is half of x
     # numbers once more
     (r"(?<![\w.}])(\d{1,300})\s*\\frac\s*\{(\d{1,300})\}\s*\{(\d{1,300})\}", _mixed),
     (r"(?<![\w./])(\d{1,300})\s+(\d{1,300})/(\d{1,300})(?![\d/])", _mixed),
@@ -150,4 +172,4 @@ def is_text(text: str) -> bool:
     if re.search(r"[\\^_=+*/<>|{}]", spoken):
         return False
     words = re.findall(r"(?<![A-Za-z0-9])[A-Za-z]+(?![A-Za-z0-9])", spoken)
-    return any(len(w) > 3 or re.fullmatch("[A-Z][a-z]{2}|(?i:yes|no|odd)", w) for w in words)
+    return any(len(w) > 3 or re.fullmatch("[A-Z][A-Za-z]{2}|(?i:yes|no|odd)", w) for w in words)

@@ -5,6 +5,9 @@
 import re
 from dataclasses import dataclass
 
+Sides = tuple[str, str, str]
+"""The left side, ``=``, ``≠``, ``<`` or ``≤``, and the right side."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -24,19 +27,19 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Named:
-    """What a name stands for: ``x = 5``, ``x \\in (1, 2]``, ``1 < x \\le 2``. ``equation``: its sides, if it is one."""
+    """What a name stands for: ``x = 5``, ``x \\in (1, 2]``, ``1 < x \\le 2``; ``sides`` as of a ``Relation``."""
 
     name: str
     value: str
-    equation: tuple[str, str] | None = None
+    sides: Sides | None = None
 
 
 @dataclass(frozen=True)
 class Relation:
-    """An equation or inequality that gives no name a value."""
+    """An equation or inequality that gives no name a value; ``sides``: if there are two."""
 
     text: str
-    equation: tuple[str, str] | None = None
+    sides: Sides | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ Answer = Group | Matrix | Named | Relation | Sets | str
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\?.", re.DOTALL)
 _OPEN, _CLOSE = {*"([{⦃", "\\begin"}, {*")]}⦄", "\\end"}
 _RELATIONS = frozenset("=≈<>≤≥≠∈")
+_TURNED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 SET_SIGNS = frozenset({"∪", "\\cap", "\\setminus", "\\backslash"})
 _NAME = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]++)(?:[A-Za-z\s,'_(){}|]|\\[A-Za-z]++|(?<=[A-Za-z_{])\d|\^\{?-1\}?\()*")
 _MATRIX = re.compile(
@@ -113,7 +117,7 @@ def _relation(text: str, sides: list[str], relations: list[str]) -> Answer:
     if not first:  # as in "\approx 8.24"
         return read(last)
     if set(relations) <= {"=", "≈"}:
-        equation = (first, last)
+        equation = (first, "=", last)
         if _is_name(first):
             return Named(first, last, equation)
         if _is_name(last) and len(sides) == 2:
@@ -122,7 +126,10 @@ def _relation(text: str, sides: list[str], relations: list[str]) -> Answer:
     if relations == ["∈"]:
         return Named(first, last)
     interval = _interval(sides, relations)
-    return Named(*interval) if interval else Relation(text)
+    two = None
+    if len(sides) == 2:
+        two = (last, _TURNED[relations[0]], first) if relations[0] in ">≥" else (first, relations[0], last)
+    return Named(*interval, two) if interval else Relation(text, two)
 
 
 def _is_name(side: str) -> bool:
@@ -135,9 +142,8 @@ def _is_name(side: str) -> bool:
 
 def _interval(sides: list[str], relations: list[str]) -> tuple[str, str] | None:
     """The name and its interval of ``x > 1``, ``1 < x \\le 2`` and the like."""
-    turned = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
     if (set(relations) <= {">", "≥"} and len(sides) == 3) or (len(sides) == 2 and not _is_name(sides[0])):
-        sides, relations = sides[::-1], [turned[relation] for relation in reversed(relations)]
+        sides, relations = sides[::-1], [_TURNED[relation] for relation in reversed(relations)]
     if len(sides) == 2 and _is_name(sides[0]):
         (name, bound), relation = sides, relations[0]
         intervals = {

@@ -80,7 +80,7 @@ def is_numeric(answer: str) -> bool:
 
 def measured(unit: str) -> tuple[dict[str, int], Fraction] | None:
     """The powers of a unit's dimensions, and its size; ``None`` if a word of it is unknown."""
-    text = unit.lower().replace(".", " ").replace("mph", "mile per hour").replace("\\circ", "circ ")
+    text = re.sub("[{}]", "", unit.lower()).replace(".", " ").replace("mph", "mile per hour").replace("\\circ", "circ ")
     powers: dict[str, int] = {}
     size, sign, power = Fraction(1), 1, 1
     words = re.findall(r"[a-z]+(?:\^\s*[23])?|%|/", text)

@@ -237,7 +237,7 @@ class CausalLM(LightningModule):
     def _in_chunks(self, head: nn.Module) -> bool:
         """Whether the head alone gives the loss: it is frozen, whole on this rank, and the last thing in the model."""
         frozen = not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
-        return frozen and self._ends_in_its_head
+        return type(head) is nn.Linear and frozen and self._ends_in_its_head  # not a quantized one
 
     @cached_property
     def _ends_in_its_head(self) -> bool:

@@ -8,7 +8,9 @@ import yaml
 from command_line import command, run, run_here
 from conftest import REPOSITORY
 
-CONFIGS = sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "configs").glob("*.yaml"))
+FILES = sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "configs").glob("*.yaml"))
+EVALUATIONS = [file for file in FILES if "/eval_" in file]
+CONFIGS = [file for file in FILES if file not in EVALUATIONS]
 
 
 @pytest.fixture
@@ -27,6 +29,13 @@ def printed_config(monkeypatch, capsys):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_can_be_printed(config, printed_config):
     assert printed_config(config=config)["model"]["adapter"]["class_path"]
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_every_evaluation_goes_with_a_run(evaluation, printed_config):
+    found = printed_config("--config", evaluation)
+    assert found["evaluation"]["task"]["class_path"].startswith("cera.evaluation.tasks.")
+    assert found["model"]["adapter"]["class_path"] == "cera.CeraConfig"
 
 
 def test_overrides_composition_and_interpolation(tmp_path, printed_config):

@@ -69,13 +69,17 @@ def render(tokenizer: Any, messages: list[Message], add_generation_prompt: bool 
 
     ``FALLBACK_TEMPLATE`` is set on a tokenizer that has none. Raises ``ValueError`` if the template refuses it.
     """
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = FALLBACK_TEMPLATE
+    _ensure_template(tokenizer)
     options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+
+def _ensure_template(tokenizer: Any) -> None:
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
 
 
 class ChatEncoder:
@@ -86,7 +90,7 @@ class ChatEncoder:
     tokens by offsets: no token is split differently because of where a turn ends.
 
     Args:
-        tokenizer: A fast transformers tokenizer.
+        tokenizer: A fast transformers tokenizer. ``FALLBACK_TEMPLATE`` is set on it if it has no template.
         max_length: Longest document in tokens.
         overlong: What happens to a longer one: ``"truncate"`` keeps its first ``max_length`` tokens, ``"drop"``
             leaves it out. A document that has no labelled token (left) is always left out.
@@ -98,6 +102,7 @@ class ChatEncoder:
     def __init__(self, tokenizer: Any, max_length: int, overlong: Literal["truncate", "drop"] = "truncate") -> None:
         if not tokenizer.is_fast:
             raise TemplateError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
+        _ensure_template(tokenizer)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.overlong = overlong

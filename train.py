@@ -151,6 +151,7 @@ class CLI(LightningCLI):
             self.datamodule.check()
             if self.model.adapter_dtype is not None and isinstance(self.trainer.strategy, DeepSpeedStrategy):
                 raise ValueError("model.adapter_dtype: DeepSpeed keeps fp32 master weights itself; leave it unset.")
+            self._check_compilation()
             self._check_evaluation()
             if self.subcommand == "fit" and self.trainer.max_steps > 0:
                 self.model.check_steps(self.trainer.max_steps)
@@ -158,6 +159,11 @@ class CLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error
         rank_zero_info(f"{type(self.model.adapter).__name__} trains {trainable:,} parameters of {self.model.base}")
+
+    def _check_compilation(self) -> None:
+        strategy = self.trainer.strategy
+        if self.model.compile_layers and isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+            raise ValueError("model.compile_layers: ZeRO-3 gathers each module's weights by hooks; leave it unset.")
 
     def _check_evaluation(self) -> None:
         evaluation = self.config_init[self.subcommand].evaluation

@@ -18,7 +18,10 @@ import yaml
 from benchmarks.clock import StepClock
 from benchmarks.process import REPOSITORY
 
-NAMES = ("cera", "lora", "trl_packed", "trl_packed_recomputing", "trl_padded", "trainer")
+NAMES = (
+    *("cera", "cera_compiled", "lora", "lora_compiled"),
+    *("trl_packed", "trl_packed_recomputing", "trl_padded", "trainer", "trainer_compiled"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,14 @@ class Task:
     learning_rate: float = 3e-4
 
 
-def ours(task: Task, adapter: str, out: Path) -> None:
+def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False) -> None:
     """``train.py`` with the demo's configuration and callbacks; as for the others, nothing is validated or saved.
 
     Args:
         task: What to do.
         adapter: One of ``configs/adapters``.
         out: Where the measurements go.
+        compile_layers: Of ``CausalLM``.
     """
     import train
 
@@ -65,6 +69,7 @@ def ours(task: Task, adapter: str, out: Path) -> None:
         "model": {
             "base": task.base,
             "learning_rate": task.learning_rate,
+            "compile_layers": compile_layers,
             "adapter": {
                 "class_path": yaml.safe_load(adapter_file.read_text())["model"]["adapter"]["class_path"],
                 "init_args": {"r": task.r, **scaled},
@@ -116,8 +121,11 @@ def trl(task: Task, out: Path, **options: Any) -> None:
     measure(trainer, out)
 
 
-def transformers_trainer(task: Task, out: Path) -> None:
-    """transformers' Trainer with a LoRA model of PEFT, each batch padded to its longest document."""
+def transformers_trainer(task: Task, out: Path, **options: Any) -> None:
+    """transformers' Trainer with a LoRA model of PEFT, each batch padded to its longest document.
+
+    ``options`` go to its ``TrainingArguments``.
+    """
     from datasets import load_dataset
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -134,7 +142,7 @@ def transformers_trainer(task: Task, out: Path) -> None:
     rows = load_dataset("json", data_files=task.data, split="train")
     trainer = Trainer(
         model=get_peft_model(base_model(task), lora(task)),
-        args=TrainingArguments(bf16=True, **arguments(task, out)),
+        args=TrainingArguments(bf16=True, **arguments(task, out), **options),
         train_dataset=rows.map(encode, remove_columns=rows.column_names),
         data_collator=DataCollatorForSeq2Seq(tokens, padding=True),
     )
@@ -216,10 +224,11 @@ def main() -> None:
     options = vars(parser.parse_args())
     name, out = options.pop("name"), options.pop("out")
     task = Task(**options)
-    if name in ("cera", "lora"):
-        ours(task, name, out)
-    elif name == "trainer":
-        transformers_trainer(task, out)
+    adapter, _, compiled = name.partition("_")
+    if adapter in ("cera", "lora"):
+        ours(task, adapter, out, compile_layers=bool(compiled))
+    elif adapter == "trainer":
+        transformers_trainer(task, out, torch_compile=bool(compiled))
     elif name == "trl_padded":
         trl(task, out, gradient_checkpointing=False)
     else:  # recomputing activations is SFTConfig's default; the others keep them

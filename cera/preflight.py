@@ -1,6 +1,10 @@
 """What a run needs that this machine may not have, found out in seconds and before anything is loaded."""
 
 import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ class MissingRequirement(RuntimeError):
 
 
 def check(config: Any) -> None:
-    """Look for a GPU, DeepSpeed, bitsandbytes, and access to the model and the dataset on the hub.
+    """Look for a GPU, a C++ compiler, DeepSpeed, bitsandbytes, and access to the model and the dataset on the hub.
 
     Args:
         config: The parsed configuration of one subcommand (``model``, ``data``, ``trainer``).
@@ -26,6 +30,7 @@ def check(config: Any) -> None:
     """
     missing = [
         *_hardware(config.trainer),
+        *_compiler(config),
         *_packages(config),
         *_on_hub(config.model.base, "model", "config.json"),
     ]
@@ -42,6 +47,17 @@ def _hardware(trainer: Any) -> list[str]:
     if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
         return [f"a CUDA GPU (trainer.accelerator={wanted}; this build of torch {torch.__version__} sees none)"]
     return []
+
+
+def _compiler(config: Any) -> list[str]:
+    if not config.model.compile_layers:
+        return []
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return [
+        *([] if shutil.which(compiler) else [f"the C++ compiler {compiler} (model.compile_layers=true; or set CXX)"]),
+        *([] if header.is_file() else [f"Python's headers (model.compile_layers=true; there is no {header})"]),
+    ]
 
 
 def _packages(config: Any) -> list[str]:

@@ -21,6 +21,7 @@ def fit(
     adapter: PeftConfig | None = None,
     learning_rate: float = 0.01,
     gradient_checkpointing: bool = False,
+    compile_layers: bool = False,
     **options: Any,
 ) -> tuple[CausalLM, ChatData, Trainer]:
     """4 steps with 2 validations on packs of word problems, and a metrics.csv in ``folder``.
@@ -29,7 +30,8 @@ def fit(
     """
     torch.manual_seed(0)
     adapter = adapter or cera.CeraConfig(r=8, dropout=0.1)
-    module = CausalLM(base, adapter, learning_rate, gradient_checkpointing=gradient_checkpointing)
+    how = {"gradient_checkpointing": gradient_checkpointing, "compile_layers": compile_layers}
+    module = CausalLM(base, adapter, learning_rate, **how)
     data = ChatData(GSMSymbolic(size=60), base, validation_rows=8, max_length=192, batch_size=2)
     settings = {
         "max_steps": 4,

@@ -20,6 +20,11 @@ BASELINES = {
     "LoRA as get_peft_model makes it": "an fp32 adapter",
     "LoRA under autocast": "an fp32 adapter whose products run in bf16, as in Trainer(bf16=True)",
 }
+OTHERS = {
+    "LoRA in bf16 with CeRA's dropout": "lora_dropout=0.1, on the input of the adapter",
+    "DoRA in bf16": "use_dora=True",
+}
+"""Baselines without a goal."""
 
 
 class Pair(nn.Module):
@@ -62,10 +67,11 @@ def compare(sizes: Sequence[tuple[tuple[int, int], int]], tokens: int, rounds: i
         saved = {name: step.saved_bytes() for name, step in steps.items()}  # warms up, too
         seconds = interleaved({name: timed(step, at_least) for name, step in steps.items()}, rounds)
         size = f"q/v pair, n={tokens} d={width} r={r}"
-        for baseline in BASELINES:
+        for baseline in [*BASELINES, *OTHERS]:
+            time, memory = (TIME, MEMORY) if baseline in BASELINES else (None, None)
             times = ratios(seconds["CeRA"], seconds[baseline])
-            rows.append(Row(f"{size}: time of CeRA / {baseline}", times, TIME))
-            rows.append(Row(f"{size}: saved bytes of CeRA / {baseline}", [saved["CeRA"] / saved[baseline]], MEMORY))
+            rows.append(Row(f"{size}: time of CeRA / {baseline}", times, time))
+            rows.append(Row(f"{size}: saved bytes of CeRA / {baseline}", [saved["CeRA"] / saved[baseline]], memory))
         details[size] = {"seconds": seconds, "saved_bytes": saved, "floor": floor(width, kv_width, r, tokens)}
     return Result("layer", rows, "bfloat16", details)
 
@@ -123,7 +129,10 @@ def contenders(width: int, kv_width: int, r: int, tokens: int) -> dict[str, Step
     """A step of each contender, by name; all have the same frozen weights and input."""
     targets = ["q_proj", "v_proj"]
     cera = CeraConfig(r=r, dropout=0.1, target_modules=targets)  # as in configs/adapters
-    lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
+    lora, dropping, dora = (
+        LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, **options)
+        for options in ({}, {"lora_dropout": 0.1}, {"use_dora": True})
+    )
     torch.manual_seed(0)
     x = torch.randn(tokens, width, dtype=torch.bfloat16)
     gradients = [torch.randn(tokens, out, dtype=torch.bfloat16) for out in (width, kv_width)]
@@ -141,4 +150,6 @@ def contenders(width: int, kv_width: int, r: int, tokens: int) -> dict[str, Step
         "LoRA in bf16": step(lora),
         "LoRA as get_peft_model makes it": step(lora, fp32=True),
         "LoRA under autocast": step(lora, fp32=True, autocast=True),
+        "LoRA in bf16 with CeRA's dropout": step(dropping),
+        "DoRA in bf16": step(dora),
     }

@@ -409,3 +409,14 @@ def test_virtual_tokens_are_refused(tokenizer) -> None:
     tuned = get_peft_model(build("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ValueError, match="virtual tokens are not supported, got PROMPT_TUNING"):
         TransformersBackend(tuned, tokenizer, 1)
+
+
+def test_the_head_reads_contiguous_states(plain, tokenizer):
+    """Given a slice of them, torch copies the head's weight for each row: most of the time and memory of prompts."""
+    seen = []
+    head = plain.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, args, output: seen.append(args[0].is_contiguous()))
+    answers(plain, tokenizer, Sampling(max_new_tokens=2), prompts=PROMPTS[2:], keys=KEYS[2:])
+    handle.remove()
+    assert len(seen) >= 2
+    assert all(seen)

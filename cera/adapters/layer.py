@@ -150,12 +150,19 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
             )
         if self.disable_adapters:
             return result
-        base = result
-        for name in dict.fromkeys(adapter_names):
-            if name in self.cera_up:
-                rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
-                result = result.index_add(0, rows, self.delta(x[rows], base[rows], name).to(result.dtype))
-        return result
+        rows = {
+            name: [i for i, other in enumerate(adapter_names) if other == name]
+            for name in dict.fromkeys(adapter_names)
+            if name in self.cera_up
+        }
+        if not rows:
+            return result
+        order = torch.tensor([i for of in rows.values() for i in of], device=x.device)
+        sizes = [len(of) for of in rows.values()]
+        bases = result[order].split(sizes) if self.cera_magnitude else [result] * len(rows)  # only hybrids look at it
+        parts = zip(x[order].split(sizes), bases, rows, strict=True)
+        updates = torch.cat([self.delta(*part) for part in parts])
+        return result.index_add(0, order, updates.to(result.dtype))
 
 
 class CeraLayer(BranchLayer):

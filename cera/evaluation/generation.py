@@ -197,13 +197,19 @@ class TransformersBackend:
         """
         if not mask[:, :-1].any(dim=1).all():
             return None
-        return self.model.generate(
-            input_ids=ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            max_new_tokens=1,  # of which the keys and values are not computed
-            return_dict_in_generate=True,
-            **settings,
-        ).past_key_values
+        # transformers gives the head a slice of the hidden states, for each row of which torch would copy its weight
+        head = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+        try:
+            return self.model.generate(
+                input_ids=ids[:, :-1],
+                attention_mask=mask[:, :-1],
+                max_new_tokens=1,  # of which the keys and values are not computed
+                return_dict_in_generate=True,
+                **settings,
+            ).past_key_values
+        finally:
+            handle.remove()
 
     def _decode(
         self,

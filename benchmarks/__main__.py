@@ -1,4 +1,7 @@
-"""``python -m benchmarks NAME [--quick]``: run one benchmark, or ``all``; print a table and save the results."""
+"""``python -m benchmarks NAME [--quick]``: run one benchmark, or ``all``; print a table and save the results.
+
+``python -m benchmarks report`` writes docs/performance.md from the saved results of full runs.
+"""
 
 import argparse
 import importlib
@@ -9,16 +12,20 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, save, table
 from benchmarks.process import BenchmarkError
 
-NAMES = ("layer", "decoding", "logits", "tracking", "spectra", "training")
+NAMES = ("layer", "decoding", "logits", "tracking", "spectra", "training", "scaling", "mixed")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status, 2 where a benchmark cannot be run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=[*NAMES, "all"], help="which benchmark")
+    parser.add_argument("name", choices=[*NAMES, "all", "report"], help="which benchmark, or the report")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: all in under ten minutes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files go (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.name == "report":
+        if options.quick:
+            parser.error("the report is of full results: leave out --quick")
+        return report(options.results)
     results = []
     for name in NAMES if options.name == "all" else [options.name]:
         start = time.perf_counter()
@@ -31,6 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {time.perf_counter() - start:.0f} s, {path}", file=sys.stderr, flush=True)
         results.append(result)
     print(table(results))
+    return 0
+
+
+def report(results: Path) -> int:
+    """Write the report and say where it is, and what it leaves unexplained; returns the exit status."""
+    from benchmarks.report import NOTES, write
+
+    try:
+        files, unexplained = write(NAMES, results)
+    except BenchmarkError as error:
+        print(f"error: report: {error}", file=sys.stderr)
+        return 2
+    if unexplained:
+        print(f"no section in {NOTES} says why goals are missed: {', '.join(unexplained)}", file=sys.stderr)
+    print(*files, sep="\n")
     return 0
 
 

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios
 from benchmarks.process import forget_peak, memory, worker
@@ -22,6 +22,7 @@ from cera import CeraConfig
 from cera.data.chat import IGNORE
 from cera.module import CausalLM
 
+ADAPTER = CeraConfig(r=64, dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 LABELLED = 0.6
 """Share of the tokens that belong to an answer."""
 
@@ -52,20 +53,20 @@ def run(quick: bool) -> Result:
     return Result("logits", [row], "bfloat16", {**vars(size), "labelled": LABELLED, "bytes": grown, "steps": found})
 
 
-def module(vocabulary: int) -> CausalLM:
-    """A random Llama of SmolLM2's width and two layers with a CeRA adapter in bf16, ready for ``answer_nll``."""
+def module(vocabulary: int, layers: int = 2, adapter: PeftConfig = ADAPTER) -> CausalLM:
+    """A random Llama of SmolLM2's width with the adapter, both in bf16, ready for ``answer_nll``."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=576,
         intermediate_size=1536,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    adapter = CeraConfig(r=64, dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    base = LlamaForCausalLM(config).bfloat16().requires_grad_(False)
+    # made in bf16: weights made in fp32 first would leave their memory to the step that is measured
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
     found = CausalLM(base="random", adapter=adapter)
     found._ends_in_its_head = True  # which is otherwise asked of the named base's skeleton
     found.model = get_peft_model(base, adapter, autocast_adapter_dtype=False).train()

@@ -45,7 +45,7 @@ def run(quick: bool) -> Result:
     """
     data = gsm8k()
     names = QUICK if quick else ALL
-    return compare(names, locate(BASE), data, steps=4 if quick else 12, rounds=1 if quick else 3)
+    return compare(names, locate(BASE), data, steps=4 if quick else 8, rounds=1 if quick else 2)
 
 
 def compare(

@@ -96,10 +96,11 @@ def test_saved_activations_are_each_storage_once_and_no_parameter(r):
 
 def test_the_layer_benchmark_measures_all_baselines():
     result = layer.compare([((64, 16), 4), ((32, 16), 8)], tokens=16, rounds=2, at_least=0.0)
-    assert len(result.rows) == 2 * 2 * len(layer.BASELINES)
+    assert len(result.rows) == 2 * 2 * len([*layer.BASELINES, *layer.OTHERS])
+    assert sum(row.goal is None for row in result.rows) == 2 * 2 * len(layer.OTHERS)
     assert [len(row.ratios) for row in result.rows[:2]] == [2, 1]
     details = result.details["q/v pair, n=16 d=64 r=4"]
-    assert details["seconds"].keys() == {"frozen", "CeRA", *layer.BASELINES}
+    assert details["seconds"].keys() == {"frozen", "CeRA", *layer.BASELINES, *layer.OTHERS}
     times = details["seconds"]
     assert result.rows[0].ratios == ratios(times["CeRA"], times["LoRA in bf16"])
 
@@ -151,11 +152,13 @@ def test_memory_is_that_of_the_process_now_and_at_the_peak():
 
 @pytest.mark.slow
 def test_contenders_train_and_are_measured_by_one_clock(tiny_llama, gsm8k):
-    names = ("cera", "trl_packed", "trainer")
+    names = ("cera", "cera_compiled", "trl_packed", "trainer")
     options = ["--r", "4", "--batch_size", "2", "--max_length", "256"]
     result = training.compare(names, tiny_llama, gsm8k / "train.jsonl", steps=4, rounds=1, options=options)
     steps = {name: of[0]["steps"] for name, of in result.details["runs"].items()}
-    assert {name: len(of) for name, of in steps.items()} == {"cera": 4, "trl_packed": 4, "trainer": 6}
+    assert {name: len(of) for name, of in steps.items()} == {
+        "cera": 4, "cera_compiled": 4, "trl_packed": 4, "trainer": 6
+    }  # fmt: skip
     assert steps["cera"][0]["positions"] <= 2 * 256
     assert result.details["padding_share"]["trl_packed"] == [0.0]
     assert result.details["padding_share"]["trainer"][0] > 0

@@ -32,14 +32,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from peft import PeftConfig
 
-from callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, Summary
+from callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, Summary, TaskEvaluation
 from cera import preflight, run_directory
-from cera.backbone import BackboneError
+from cera.backbone import BackboneError, load_config
 from cera.checkpoint import AtomicCheckpointIO, CheckpointError, newest_checkpoint
 from cera.compose import Composing
 from cera.data import ChatData, ChatDataset, DataError, TemplateError
-from cera.evaluation.evaluate import Evaluation, evaluate, table
-from cera.evaluation.generation import TransformersBackend
+from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.records import RecordError
 from cera.evaluation.tasks import Task
 from cera.loggers import MetricsCSV
@@ -169,11 +168,18 @@ class CLI(LightningCLI):
         evaluation = self.config_init[self.subcommand].evaluation
         if self.subcommand != "test" or evaluation is None:
             return
-        evaluation.task.check()
         if isinstance(self.trainer.strategy, DeepSpeedStrategy) and self.trainer.strategy.zero_stage_3:
             raise ValueError(
                 "evaluation: under ZeRO-3 no rank can answer by itself; use `python -m cera.evaluation` on the run."
             )
+        evaluation.task.check()
+        folder = self.run_dir / "eval" / evaluation.name
+        checkpoint = self.config[self.subcommand].ckpt_path
+        dtype = {"bf16-true": "bfloat16", "16-true": "float16"}.get(self.trainer.precision, "float32")
+        about = {"base": self.model.base, "dtype": dtype, "checkpoint": checkpoint}
+        asked = prepare(evaluation, self.model.tokenizer, folder, about, load_config(self.model.base))
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(TaskEvaluation(evaluation, asked, folder, about))
 
     def _check_length(self) -> None:
         if self.subcommand != "fit" or self.trainer.max_steps > 0:
@@ -218,25 +224,6 @@ class CLI(LightningCLI):
         """Say so if a resumed run had ended already."""
         if self.checkpoints is not None and not self.checkpoints.started:
             rank_zero_info(f"Nothing left to do: {self.run_dir} stands at step {self.trainer.global_step}.")
-
-    def after_test(self) -> None:
-        """Ask the task of ``evaluation``, if there is one; the results go to ``eval/NAME`` in the run directory."""
-        evaluation = self.config_init[self.subcommand].evaluation
-        if evaluation is None:
-            return
-        checkpoint = self.config[self.subcommand].ckpt_path
-        about = {"base": self.model.base, "dtype": self.trainer.precision, "checkpoint": checkpoint}
-        report = evaluate(
-            evaluation,
-            lambda: TransformersBackend(self.model.model, self.model.tokenizer, evaluation.batch_size),
-            self.model.tokenizer,
-            self.run_dir / "eval" / evaluation.name,
-            about,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
-        if self.trainer.is_global_zero:
-            print(f"\n{table(report)}\n\nrecords and eval.json: {self.run_dir / 'eval' / evaluation.name}")
 
     def predict(self, **kwargs: Any) -> None:
         """Answer the held-out prompts; one JSON line each goes to ``predictions.jsonl`` and to the screen."""

@@ -10,6 +10,7 @@ from callbacks.progress import Progress
 from callbacks.run_record import RunRecord
 from callbacks.spectral_tracker import SpectralTracker
 from callbacks.summary import Summary
+from callbacks.task_evaluation import TaskEvaluation
 from callbacks.throughput import Throughput
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "RunRecord",
     "SpectralTracker",
     "Summary",
+    "TaskEvaluation",
     "Throughput",
 ]

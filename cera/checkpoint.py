@@ -26,9 +26,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished, unfinished.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_directory(path.parent)
 
     def load_checkpoint(
         self,
@@ -75,10 +72,16 @@ def differences(theirs: str, ours: str) -> list[str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to, renamed to it at the end: after an exception ``path`` is as it was."""
+    """A place beside ``path`` to write a file to, renamed to it at the end, which outlives a power cut.
+
+    After an exception ``path`` is as it was.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     yield unfinished
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
     unfinished.replace(path)
+    sync_directory(path.parent)
 
 
 def sync_directory(folder: Path) -> None:

@@ -13,14 +13,16 @@ import torch
 from command_line import command, environment, run, run_here
 from conftest import REPOSITORY
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import cera
+from callbacks import TaskEvaluation
 from cera.evaluation.__main__ import main
-from cera.evaluation.evaluate import Evaluation, evaluate, table
+from cera.evaluation.evaluate import Evaluation, evaluate, prepare, table
 from cera.evaluation.generation import Sample, Sampling
 from cera.evaluation.records import RecordError, read
 from cera.evaluation.tasks import GSM8K, MATH
+from cera.module import CausalLM
 
 ROWS = [{"problem": f"{i} + {i}?", "answer": str(2 * i), "level": 1 + i % 2, "subject": "Algebra"} for i in range(8)]
 
@@ -47,7 +49,9 @@ def problems(tmp_path):
 
 
 def ask(evaluation, backend, tokenizer, folder, model=None):
-    return evaluate(evaluation, lambda: backend, tokenizer, folder, model or {"base": "b"})
+    about = model or {"base": "b"}
+    asked = prepare(evaluation, tokenizer, folder, about, LlamaConfig())
+    return evaluate(evaluation, asked, lambda: backend, folder, about)
 
 
 def test_judged_and_grouped(problems, tokenizer, tmp_path):
@@ -98,7 +102,8 @@ def test_what_is_finished_is_not_asked_again(problems, tokenizer, tmp_path):
     def load():
         raise AssertionError("nothing is left to ask, so no model is needed")
 
-    report = evaluate(Evaluation(MATH(problems), batch_size=3), load, tokenizer, tmp_path / "eval", {"base": "b"})
+    evaluation, folder, about = Evaluation(MATH(problems), batch_size=3), tmp_path / "eval", {"base": "b"}
+    report = evaluate(evaluation, prepare(evaluation, tokenizer, folder, about, LlamaConfig()), load, folder, about)
     assert report["metrics"]["pass@1"]["value"] == pytest.approx(1 / 8)
 
 
@@ -227,13 +232,35 @@ def test_train_py_test_asks_too(problems, tiny_llama, tmp_path, monkeypatch, cap
         "--config=configs/eval_math.yaml", f"--evaluation.task.init_args.data_files={problems}",
         "--evaluation.sampling.max_new_tokens=12", "--ckpt_path=last",
     ]  # fmt: skip
-    status, printed = run_here(monkeypatch, capsys, [*fit[:2], "test", *fit[2:], *asked])
+    moved, before = [], []
+    to_cpu = CausalLM.cpu
+    monkeypatch.setattr(CausalLM, "cpu", lambda self: moved.append(True) or to_cpu(self))
+    judged = TaskEvaluation.on_test_end
+    monkeypatch.setattr(TaskEvaluation, "on_test_end", lambda *args: before.append(not moved) or judged(*args))
+    test = [*fit[:2], "test", *fit[2:], *asked]
+    status, printed = run_here(monkeypatch, capsys, test)
     assert status == 0, printed
     assert "pass@1" in printed
+    assert before == [True]  # a GPU's model is still on the GPU
+    for override, message in (
+        ("sampling.max_new_tokens=13", "sampling.max_new_tokens: 12 there, 13 here"),
+        ("name=new --evaluation.sampling.max_new_tokens=100000", "leaves no room for"),
+    ):
+        status, printed = run_here(monkeypatch, capsys, [*test, *f"--evaluation.{override}".split()])
+        assert status == 2
+        assert message in printed
+        assert "Loading weights" not in printed
     tested = read(tmp_path / "test" / "eval" / "math" / "records.jsonl")
     assert main(given(problems, f"--adapter={tmp_path / 'test'}", "--evaluation.name=again")) == 0
     again = read(tmp_path / "test" / "eval" / "again" / "records.jsonl")
     assert [r["samples"] for r in tested] == [r["samples"] for r in again]
+
+
+def test_an_empty_answer_is_that_of_the_solution(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"problem": "1 + 1?", "answer": "", "solution": r"It is $\boxed{2}$."}) + "\n")
+    (problem,) = MATH(str(file)).problems()
+    assert problem.gold == r"It is $\boxed{2}$."
 
 
 def test_gsm8k_gold_is_right_by_its_own_rule(gsm8k, tokenizer, tmp_path):

@@ -11,7 +11,6 @@ several GPUs: ``torchrun --nproc-per-node N -m cera.evaluation ...``.
 import os
 import sys
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,17 @@ import torch
 import torch.distributed as dist
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from cera.backbone import BackboneError, load_model, load_tokenizer
+from cera.backbone import BackboneError, load_config, load_model, load_tokenizer
 from cera.compose import Composing
 from cera.data import ChatDataset, DataError
 from cera.evaluation import compare
-from cera.evaluation.evaluate import Evaluation, evaluate, table
+from cera.evaluation.evaluate import Evaluation, evaluate, prepare, table
 from cera.evaluation.generation import TransformersBackend
 from cera.evaluation.records import RecordError
 from cera.evaluation.tasks import Task
 from cera.saved_adapter import AdapterError, SavedAdapter
 
 DTYPES = ("bfloat16", "float16", "float32")
-OUTLAST = timedelta(days=7)
-"""How long ranks wait for the last one's problems."""
 
 
 class Parser(Composing, ArgumentParser):
@@ -76,16 +73,19 @@ def _evaluate(options: Namespace) -> int:
     folder = Path(options.out or options.adapter or "runs/base") / "eval" / evaluation.name
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
-        dist.init_process_group("gloo", timeout=OUTLAST)
+        dist.init_process_group("gloo")
     try:
-        tokenizer = load_tokenizer(saved.base if saved else options.base)
-        about = {"base": saved.base if saved else options.base, "dtype": options.dtype}
+        base = saved.base if saved else options.base
+        tokenizer = load_tokenizer(base)
+        about = {"base": base, "dtype": options.dtype}
         about |= {"adapter": saved.digest(), "quantization": saved.quantization} if saved else {"adapter": None}
+
+        asked = prepare(evaluation, tokenizer, folder, about, load_config(base))
 
         def load() -> TransformersBackend:
             return TransformersBackend(_load(saved, options), tokenizer, evaluation.batch_size)
 
-        report = evaluate(evaluation, load, tokenizer, folder, about, rank, world_size)
+        report = evaluate(evaluation, asked, load, folder, about, rank, world_size)
     finally:
         if world_size > 1:
             dist.destroy_process_group()

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from tqdm import tqdm
 
 from cera.checkpoint import differences, replacing
 from cera.evaluation import answers
-from cera.evaluation.generation import Backend, Sample, Sampling
+from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths, encode
 from cera.evaluation.pass_at_k import pass_at_k
 from cera.evaluation.prompts import Prompt
 from cera.evaluation.records import Record, RecordError, Records
 from cera.evaluation.significance import bootstrap
 from cera.evaluation.tasks import Problem, Task
+
+OUTLAST = timedelta(days=7)
+"""How long ranks wait for the last one's problems."""
 
 
 @dataclass
@@ -64,10 +67,39 @@ class Evaluation:
         return {"task": type(self.task).__name__, **fields}
 
 
+def prepare(
+    evaluation: Evaluation, tokenizer: Any, folder: Path, model: dict[str, Any], config: Any
+) -> list[tuple[Problem, str]]:
+    """The problems with their prompts; finds what can be wrong before a model is loaded.
+
+    Args:
+        evaluation: What to ask.
+        tokenizer: Of the model; renders the prompts.
+        folder: Of the results.
+        model: What is evaluated, as plain data: a folder belongs to one model and one evaluation's settings.
+        config: The model's, of transformers.
+
+    Raises:
+        RecordError: The folder holds an evaluation of another model or with other settings.
+        DataError: The task's problems cannot be read.
+        ValueError: A prompt is too long for the model.
+    """
+    file = folder / "settings.json"
+    if file.is_file() and (differing := differences(file.read_text(), _settings(evaluation, model))):
+        raise RecordError(
+            f"{folder} holds another evaluation ({'; '.join(differing)}). Give this one another evaluation.name."
+        )
+    if not file.is_file() and any(folder.glob("records*.jsonl")):
+        raise RecordError(f"{folder} has records, but no settings.json that says of what.")
+    asked = [(one, evaluation.prompt.render(one.question, tokenizer)) for one in evaluation.task.problems()]
+    check_lengths({one.key: encode(tokenizer, prompt) for one, prompt in asked}, evaluation.sampling, config)
+    return asked
+
+
 def evaluate(
     evaluation: Evaluation,
+    asked: Sequence[tuple[Problem, str]],
     load: Callable[[], Backend],
-    tokenizer: Any,
     folder: Path,
     model: dict[str, Any],
     rank: int = 0,
@@ -80,76 +112,60 @@ def evaluate(
 
     Args:
         evaluation: What to ask.
-        load: Makes what answers prompts; called when all else is right and something is left to ask.
-        tokenizer: Of the model; renders the prompts.
+        asked: As ``prepare`` returns it.
+        load: Makes what answers prompts; called if something is left to ask.
         folder: Of the results.
-        model: What is evaluated, as plain data: a folder belongs to one model and one evaluation's settings.
+        model: As for ``prepare``.
         rank: This process's number, of ``world_size``.
 
     Returns:
         The report, as in ``eval.json``; empty on other ranks than the first.
-
-    Raises:
-        RecordError: The folder holds an evaluation of another model or with other settings.
-        DataError: The task's problems cannot be read.
     """
-    problems = evaluation.task.problems()
-    settings = {**model, **evaluation.settings()}
-    _claim(folder, settings, rank, world_size)
+    group = dist.new_group(backend="gloo", timeout=OUTLAST) if world_size > 1 else None
+    if rank == 0 and not (folder / "settings.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "settings.json") as unfinished:
+            unfinished.write_text(_settings(evaluation, model) + "\n")
     records = Records(folder, rank)
-    prompts = {problem.key: evaluation.prompt.render(problem.question, tokenizer) for problem in problems}
     done = records.finished()
     # by length, so that each rank has its part of the long ones; what is finished does not move the shares
-    share = sorted(problems, key=lambda problem: -len(prompts[problem.key]))[rank::world_size]
-    left = [problem for problem in share if problem.key not in done]
+    share = sorted(asked, key=lambda one: -len(one[1]))[rank::world_size]
+    left = [(problem, prompt) for problem, prompt in share if problem.key not in done]
     if left:
-        _ask(left, prompts, len(share), evaluation, load(), records, rank)
-    if world_size > 1:
-        dist.barrier()
+        earlier = [done[problem.key] for problem, _ in share if problem.key in done]
+        _ask(left, earlier, evaluation, load(), records, rank)
+    if group is not None:
+        dist.barrier(group)
+        dist.destroy_process_group(group)
     if rank > 0:
         return {}
-    joined = records.join([problem.key for problem in problems])
+    joined = records.join([problem.key for problem, _ in asked])
+    settings = {**model, **evaluation.settings()}
     report = {**summarize(joined, evaluation.pass_at), "settings": settings}
     with replacing(folder / "eval.json") as file:
         file.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _claim(folder: Path, settings: dict[str, Any], rank: int, world_size: int) -> None:
-    """Make the folder this evaluation's, or find that it is another's."""
-    file, ours = folder / "settings.json", json.dumps(settings, indent=2)
-    if rank == 0 and not file.is_file():
-        if any(folder.glob("records*.jsonl")):
-            raise RecordError(f"{folder} has records, but no settings.json that says of what.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as unfinished:
-            unfinished.write_text(ours + "\n")
-    if world_size > 1:
-        dist.barrier()
-    if differing := differences(file.read_text(), ours):
-        raise RecordError(
-            f"{folder} holds another evaluation ({'; '.join(differing)}). Give this one another evaluation.name."
-        )
+def _settings(evaluation: Evaluation, model: dict[str, Any]) -> str:
+    return json.dumps({**model, **evaluation.settings()}, indent=2)
 
 
 def _ask(
-    problems: Sequence[Problem],
-    prompts: dict[str, str],
-    share: int,
+    left: Sequence[tuple[Problem, str]],
+    earlier: Sequence[Record],
     evaluation: Evaluation,
     backend: Backend,
     records: Records,
     rank: int,
 ) -> None:
-    texts = [prompts[problem.key] for problem in problems]
-    keys = [problem.key for problem in problems]
-    right, last = 0.0, time.monotonic()
-    with tqdm(
-        total=share, initial=share - len(problems), desc=evaluation.name, unit="problem", disable=rank > 0
-    ) as bar:
-        answered = backend.generate(texts, keys, evaluation.sampling)
-        for number, (position, samples) in enumerate(answered, start=1):
-            record = judge(problems[position], texts[position], samples)
+    """Ask what is left of a rank's share, of which ``earlier`` is done; the bar tells how much of it is right."""
+    right, last = sum(float(np.mean(record["correct"])) for record in earlier), time.monotonic()
+    total = len(earlier) + len(left)
+    with tqdm(total=total, initial=len(earlier), desc=evaluation.name, unit="problem", disable=rank > 0) as bar:
+        answered = backend.generate([prompt for _, prompt in left], [one.key for one, _ in left], evaluation.sampling)
+        for number, (position, samples) in enumerate(answered, start=len(earlier) + 1):
+            record = judge(*left[position], samples)
             now = time.monotonic()
             records.append({**record, "seconds": now - last, "time": datetime.now(UTC).isoformat(timespec="seconds")})
             right, last = right + float(np.mean(record["correct"])), now

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -141,7 +141,7 @@ class TransformersBackend:
         Raises:
             ValueError: Keys are not one for each prompt and unique; a prompt is empty, or too long for the model.
         """
-        return self.complete([_encode(self.tokenizer, prompt) for prompt in prompts], keys, sampling)
+        return self.complete([encode(self.tokenizer, prompt) for prompt in prompts], keys, sampling)
 
     def complete(
         self, prompts: Sequence[TokenIds], keys: Sequence[str], sampling: Sampling
@@ -149,15 +149,7 @@ class TransformersBackend:
         """``generate`` for prompts that are token ids."""
         if len(keys) != len(prompts) or len(set(keys)) < len(keys):
             raise ValueError(f"keys must be unique, one for each of the {len(prompts)} prompts, got {list(keys)}.")
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        for key, prompt in zip(keys, prompts, strict=True):
-            if not prompt:
-                raise ValueError(f"The prompt of {key} has no tokens.")
-            if len(prompt) + sampling.max_new_tokens > longest:
-                raise ValueError(
-                    f"The prompt of {key} has {len(prompt)} tokens, which leaves no room for "
-                    f"sampling.max_new_tokens={sampling.max_new_tokens} in the model's {longest} positions."
-                )
+        check_lengths(dict(zip(keys, prompts, strict=True)), sampling, self.model.config)
         return self._in_batches(prompts, keys, sampling)
 
     def _in_batches(
@@ -259,7 +251,7 @@ def generate(model: Any, tokenizer: Any, prompt: str | Tensor, max_new_tokens: i
     Raises:
         ValueError: The prompt is empty, or too long for the model.
     """
-    tokens = _encode(tokenizer, prompt) if isinstance(prompt, str) else prompt.tolist()
+    tokens = encode(tokenizer, prompt) if isinstance(prompt, str) else prompt.tolist()
     backend = TransformersBackend(model, tokenizer, batch_size=1)
     _, (sample,) = next(backend.complete([tokens], ["generate()"], Sampling(max_new_tokens=max_new_tokens)))
     return sample.text
@@ -361,7 +353,27 @@ def left_padded(rows: Sequence[TokenIds], pad: int, device: torch.device) -> tup
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _encode(tokenizer: Any, prompt: str) -> TokenIds:
+def check_lengths(prompts: Mapping[str, TokenIds], sampling: Sampling, config: Any) -> None:
+    """Raise ``ValueError`` if a prompt has no tokens, or is too long to be answered.
+
+    Args:
+        prompts: Tokens by key.
+        sampling: How long an answer may be.
+        config: The model's, of transformers.
+    """
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    for key, prompt in prompts.items():
+        if not prompt:
+            raise ValueError(f"The prompt of {key} has no tokens.")
+        if len(prompt) + sampling.max_new_tokens > longest:
+            raise ValueError(
+                f"The prompt of {key} has {len(prompt)} tokens, which leaves no room for "
+                f"sampling.max_new_tokens={sampling.max_new_tokens} in the model's {longest} positions."
+            )
+
+
+def encode(tokenizer: Any, prompt: str) -> TokenIds:
+    """A rendered prompt's tokens, with none added."""
     return tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 

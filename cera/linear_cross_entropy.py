@@ -64,7 +64,7 @@ def ends_in_its_head(skeleton: nn.Module) -> bool:
     handle = head.register_forward_hook(lambda module, args, output: returned.append(output))
     try:
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-        mask = torch.zeros(1, 1, 2, 2, device="meta")  # a whole one: making one looks at values
+        mask = torch.ones(1, 1, 2, 2, dtype=torch.bool, device="meta")  # a whole one: making one looks at values
         logits = skeleton(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False).logits
     except (NotImplementedError, RuntimeError):  # what torch raises for values that a meta tensor does not have
         return False

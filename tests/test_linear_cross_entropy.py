@@ -84,6 +84,20 @@ def test_what_a_model_does_to_its_logits_is_found_without_weights(config, plain)
     assert ends_in_its_head(skeleton) is plain
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_precision_that_a_trainer_makes_the_default_changes_nothing(default):
+    """Under bf16-true new tensors are bf16, while a skeleton has the dtype of its configuration."""
+    for config in (LlamaConfig(**SMALL, dtype="float32"), LlamaConfig(**SMALL, dtype="bfloat16")):
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            assert ends_in_its_head(skeleton)
+        finally:
+            torch.set_default_dtype(before)
+
+
 def test_fifty_steps_are_those_of_the_whole_logits(tiny_llama, tmp_path, monkeypatch):
     from command_line import losses
 

@@ -115,6 +115,11 @@ EQUAL = [
     ("3 < x", "x > 3"),
     ("a < b", "b > a"),
     ("-2x \\le 6", "x \\ge -3"),
+    ("x-y+1=0", "y=x+1"),
+    ("x - y = -1", "y - x = 1"),
+    ("2y=2x+2", "y-x=1"),
+    ("b=a+1", "a=b-1"),
+    ("y>x+1", "y-x-1>0"),
     (r"x \geq -1", r"[-1, +\infty)"),
     (r"x<1 \text{ or } x>2", r"(-\infty,1)\cup(2,\infty)"),
     (r"x \ne 2", r"(-\infty,2) \cup (2,\infty)"),
@@ -211,6 +216,81 @@ EQUAL = [
     ("3:4", r"\frac{3}{4}"),
     (r"\text{October 30}", "October 30"),
     (r"\infty", "infinity"),
+    (r"\infty", r"+\infty"),
+    (r"\text{AB}", "AB"),
+    (r"\mathrm{abc}", r"\text{abc}"),
+    ("5 boxes", r"5\text{ box}"),
+    ("2 red berries", "2 berries"),
+    ("Option B", "B"),
+    ("option (B)", "(B)"),
+    ("Choice B: 12", "(B)"),
+    ("(B)5", "B"),
+    ("(B): 5", "(B)"),
+    ("I choose C", r"\textbf{(C)}"),
+    # plain text
+    ("sqrt((x+1)^2+1)", r"\sqrt{(x+1)^2+1}"),
+    ("sqrt((1+2)*3)", "3"),
+    ("2^((3+1)/2)", "4"),
+    ("x^((1/2))", r"\sqrt{x}"),
+    ("2^(x^(y+1))", "2^{x^{y+1}}"),
+    ("exp(1)", "e"),
+    ("arcsin(1/2)", r"\pi/6"),
+    ("arctan(1)", r"\arctan 1"),
+    ("5 sec", "5"),
+    ("5 sec.", "5 seconds"),
+    (r"5\text{ sec}", "5 s"),
+    ("sec(x)", r"\frac{1}{\cos x}"),
+    ("thirteen", "13"),
+    (r"\text{Twenty}", "20"),
+    ("forty-two", "42"),
+    ("one half", "0.5"),
+    ("two-thirds", r"\frac{2}{3}"),
+    ("1.5 x 10^3", "1500"),
+    ("(1,2) U (3,4)", r"(1,2)\cup(3,4)"),
+    (r"\{x \mid x>3\}", r"(3,\infty)"),
+    ("{x : x > 3}", "x>3"),
+    ("x>1 and x<2", "(1,2)"),
+    (r"x\le 2 \text{ and } x > 1", "(1,2]"),
+    ("USD 5", "5 dollars"),
+    ("50¢", "50"),
+    ("50¢", r"\$0.50"),
+    ("empty set", r"\emptyset"),
+    ("{}", r"\emptyset"),
+    ("5th", "5"),
+    (r"21^{\text{st}}", "21"),
+    ("5th", r"5^\text{th}"),
+    ("22nd", "22"),
+    ("4st", "4ts"),
+    # how it looks
+    (r"\boldsymbol{5}", "5"),
+    (r"\bm{\frac{1}{2}}", "1/2"),
+    (r"\mathtt{5}", "5"),
+    (r"\texttt{B}", "B"),
+    (r"\emph{5}", "5"),
+    (r"\underline{5}", "5"),
+    (r"\textcolor{blue}{5}", "5"),
+    (r"\color{red}{5}", "5"),
+    (r"\color{red}x+1", "1+x"),
+    (r"{\bf 5}", "5"),
+    (r"5\enspace", "5"),
+    (r"\boxed{5\ }", "5"),
+    (r"\boxed\frac12", "0.5"),
+    (r"\sqrt[3]2", "2^{1/3}"),
+    (r"\sqrt\frac{1}{2}", r"\frac{1}{\sqrt{2}}"),
+    (r"1011_{\text{two}}", "1011_2"),
+    (r"1011_\text{two}", "1011_2"),
+    (r"\begin{pmatrix}1&2\cr3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"0.\dot{3}", "1/3"),
+    ("0.333...", "1/3"),
+    (r"0.1666\ldots", "1/6"),
+    # ratios and times
+    ("3:5", "6:10"),
+    ("2:3:4", "4:6:8"),
+    ("1:10", "0.1"),
+    ("14:30", "2:30 PM"),
+    ("3:30 PM", "15:30"),
+    ("12:15 a.m.", "0:15"),
+    ("5 a.m.", "5:00 AM"),
 ]
 
 UNEQUAL = [
@@ -333,6 +413,36 @@ UNEQUAL = [
     ("Tuesday", "5"),
     (r"\emptyset", "0"),
     ("ab + 5", "5"),
+    (r"\text{AB}", r"\text{BA}"),
+    (r"\text{HT}", r"\text{TH}"),
+    (r"\text{bac}", r"\text{abc}"),
+    (r"\text{bac}", "abc"),
+    ("5 apples", "5 oranges"),
+    (r"5\text{ boys}", "5 girls"),
+    (r"\infty", r"\infty+1"),
+    ("y>x+1", "x>y-1"),
+    ("x-y=1", "y=x+1"),
+    ("Option B", "C"),
+    ("sqrt((1+2)*3)", "9"),
+    ("(x+1)(x+2)", "(x+1)^(x+2)"),
+    ("thirteen", "30"),
+    ("one half", "2"),
+    ("5 sec", "5 min"),
+    ("x>1 and x<2", r"x>1 \text{ or } x<2"),
+    ("x>1 and x>2", "(1,2)"),
+    (r"1011_{\text{two}}", "1011_3"),
+    ("0.333...", "0.333"),
+    ("2:3:4", "4:6:9"),
+    ("7:05", "7:5"),
+    ("4st", "4"),
+    ("2:3:4", "2:3"),
+    ("14:30", "2:30 AM"),
+    ("15:30", "3:30"),
+    ("5 a.m.", "5 p.m."),
+    ("12:15 a.m.", "12:15 p.m."),
+    ("(B)5", "(C)5"),
+    ("The answer is not 5.", "5"),
+    ("The answer is not 5. It is 6.", "5"),
 ]
 
 
@@ -376,6 +486,40 @@ def test_unequal(prediction, gold):
         ("The answer is (1, 2], because 3 < 4.", "(1, 2]", "phrase"),
         ("The answer is 3:45 p.m. on Tuesday.", "3:45 p.m. on Tuesday", "phrase"),
         ("The answer is $5.", "$5", "phrase"),
+        ("The answer is $18. He paid $2 more.", "$18", "phrase"),
+        ("Answer: $18. He paid $2.", "$18", "phrase"),
+        ("The answer is $18.50. He paid $2.", "$18.50", "phrase"),
+        ("The answer is $18.\nHe paid $2.", "$18", "phrase"),
+        ("The answer is $18\nHe paid $2.", "$18", "phrase"),
+        ("The answer is $2x+1$. Then $y=3$.", "2x+1", "phrase"),
+        ("The answer is $(1. 5)$. Then $y=3$.", "(1. 5)", "phrase"),
+        ("The answer is $$\n5\n$$", "5", "phrase"),
+        (
+            "The answer is $\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}$.",
+            "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}",
+            "phrase",
+        ),
+        ("The answer is 5 (five).", "5", "phrase"),
+        ("The answer is 5, not 6.", "5", "phrase"),
+        ("The answer is 18 (9*2=18).", "18", "phrase"),
+        ("The answer is $18$ (since 9*2=18).", "18", "phrase"),
+        ("The answer is 12 apples, 3 of which are red.", "12 apples", "phrase"),
+        ("The answer is 1, 2 and 3.", "1, 2 and 3", "phrase"),
+        ("The answer is 2 (x+1).", "2 (x+1)", "phrase"),
+        ("The answer is 5 apples (she had 3).", "5 apples", "phrase"),
+        (r"The answer is $x$ + \sin (ab).", r"$x$ + \sin (ab)", "phrase"),
+        ("The answer is May 4.", "May 4", "phrase"),
+        ("The answer is October 30.", "October 30", "phrase"),
+        ("The answer is 5。 It is odd。", "5", "phrase"),
+        ("The answer is not 5. It is 6.", "6", "last number"),
+        ("It is 6, not 5.", "6", "last number"),
+        ("#### Answer: 5", "5", "hashes"),
+        ("#### The answer is 5", "5", "hashes"),
+        (r"\text{The answer is } 5", "5", "phrase"),
+        (r"\text{The answer is 5}", "5", "phrase"),
+        (r"\boxed{\text{The answer is } 5}", "5", "boxed"),
+        ("The correct option is (B).", "(B)", "phrase"),
+        ("The best choice is B.", "B", "phrase"),
         ("The answer is 5 miles per hour. That is slow.", "5 miles per hour", "phrase"),
         ("Answer: Janet sells 16 - 7 = 9 eggs every day for 2 dollars. She makes $18.", "18", "last number"),
         ("She pays $1,234.50 in all.", "1,234.50", "last number"),
@@ -395,6 +539,26 @@ def test_no_answer(text):
     assert extract(text) is None
     assert not is_correct(text, "5")
     assert is_correct(text, text) == (text == "none")
+
+
+@pytest.mark.parametrize(
+    "text", ["So 18.", "It's 18!", "I got 18", "so 36/2", "so, 18", "x is 18", "So $18$.", r"I got \(18\)."]
+)
+def test_a_number_after_words_is_the_answer(text):
+    assert is_correct(text, "18")
+    assert not is_correct(text, "8")
+    assert not is_correct("x" + text, "18x")
+
+
+def test_numbers_are_their_text_and_other_objects_no_answer():
+    for value in (5, 5.0, -3, 1e22):
+        assert is_correct(value, str(value))
+        assert is_correct(str(value), value)
+        assert not is_correct(value, value + 1e21)
+    for other in (None, True, ["5"], b"5", float("nan"), float("inf"), 10**5000):
+        assert not is_correct(other, "5")
+        assert not is_correct("5", other)
+        assert not is_correct(other, other)
 
 
 def test_solutions_and_bare_answers():

@@ -29,8 +29,11 @@ from cera.evaluation.answers.structure import (
 )
 from cera.evaluation.answers.units import akin, measured, quantity
 
-_CLOCK = re.compile(r"(\d{1,2})\s*:\s*(\d\d)(?:\s*:\s*(\d\d))?\s*(?:([ap])\.?\s?m)?\.?", re.IGNORECASE)
-_RATIO = re.compile(r"([^:]+):([^:]+)")
+_CLOCK = re.compile(r"(\d{1,2})(?=\s*[:ap])(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(?:([ap])\.?\s?m)?\.?", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"(?:(?i:(?:the )?(?:option|choice)|I (?:choose|pick)) )?"
+    r"(?:\(([A-Za-z])\)|\(([A-Z])\):?\s?\d.*|\(?([A-Z])[).:]+(?: .+)?|([A-Z]))"
+)
 
 
 def check(prediction: str, gold: str) -> bool:
@@ -78,8 +81,8 @@ def _same(a: str, b: str) -> bool:
 
 def _choices(a: str, b: str) -> bool | None:
     """For options of a question, such as ``B``, ``(b)`` and ``(B) 12``: whether they are the same."""
-    found = [re.fullmatch(r"\(([A-Za-z])\)|\(?([A-Z])[).:](?: .+)?|([A-Z])", text) for text in (a, b)]
-    if not all(found) or not any(match and (match[1] or match[2]) for match in found):
+    found = [_CHOICE.fullmatch(plain(text)) for text in (a, b)]
+    if not all(found) or not any(match and len(match[0]) > 1 for match in found):
         return None
     first, second = (next(letter for letter in match.groups() if letter) for match in found if match)
     return first.upper() == second.upper()
@@ -167,10 +170,10 @@ def _same_value(a: str, b: str) -> bool:
         return True
     if (clocks := [_CLOCK.fullmatch(plain(text)) for text in (a, b)]) and all(clocks):
         return _same_time(*(match.groups() for match in clocks if match))
-    ratios = [_RATIO.fullmatch(text) for text in (a, b)]
-    if any(ratios):
-        fractions = [f"\\frac{{{m[1]}}}{{{m[2]}}}" if m else text for m, text in zip(ratios, (a, b), strict=True)]
-        return not any(_CLOCK.fullmatch(text) for text in (a, b)) and _same_value(*fractions)
+    ratios = [text.split(":") for text in (a, b)]
+    if max(map(len, ratios)) > 1:
+        x, y = ([f"\\frac{{{terms[0]}}}{{{term}}}" for term in terms[1:]] or terms for terms in ratios)
+        return len(x) == len(y) and not re.search(r":\s*0\d", f"{a} {b}") and all(map(_same, x, y))
     if (bases := same_in_base(plain(a), plain(b))) is not None:
         return bases
     (value_a, unit_a), (value_b, unit_b) = quantity(a), quantity(b)
@@ -178,6 +181,8 @@ def _same_value(a: str, b: str) -> bool:
         return _same_quantity(value_a, unit_a, value_b, unit_b)
     if is_text(a) or is_text(b):
         return _spoken(a) == _spoken(b)
+    if "\\infty" in (one := _close(a).lstrip("+"), other := _close(b).lstrip("+")):
+        return one == other
     if APART.search(a) or APART.search(b):
         return False
     numbers = same_number(a, b)
@@ -199,9 +204,16 @@ def _spoken(text: str) -> str:
 
 
 def _same_time(a: tuple[str | None, ...], b: tuple[str | None, ...]) -> bool:
-    (*clock_a, half_a), (*clock_b, half_b) = a, b
-    same = [int(part or 0) for part in clock_a] == [int(part or 0) for part in clock_b]
-    return same and (not half_a or not half_b or half_a.lower() == half_b.lower())
+    """Whether two times are one of the day; the half that only one of them gives is the question's."""
+    (hour_a, *rest_a, half_a), (hour_b, *rest_b, half_b) = a, b
+    if [int(part or 0) for part in rest_a] != [int(part or 0) for part in rest_b]:
+        return False
+    same = _hour(hour_a, half_a) == _hour(hour_b, half_b)
+    return same or (bool(half_a) != bool(half_b) and int(hour_a or 0) == int(hour_b or 0))
+
+
+def _hour(hour: str | None, half: str | None) -> int:
+    return int(hour or 0) % 12 + 12 * (half.lower() == "p") if half else int(hour or 0)
 
 
 def _same_quantity(value_a: str, unit_a: str, value_b: str, unit_b: str) -> bool:
@@ -209,7 +221,7 @@ def _same_quantity(value_a: str, unit_a: str, value_b: str, unit_b: str) -> bool
     a, b = measured(unit_a) if unit_a else None, measured(unit_b) if unit_b else None
     if a and b and a[0] != b[0]:
         return False
-    if unit_a and unit_b and (a is None) != (b is None) and not akin(unit_a, unit_b):
+    if unit_a and unit_b and (a is None or b is None) and not akin(unit_a, unit_b):
         return False
     if _same(value_a, value_b) and (not a or not b or a[1] == b[1]):
         return True

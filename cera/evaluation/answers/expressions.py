@@ -9,7 +9,7 @@ from typing import Any
 from latex2sympy2_extended import NormalizationConfig
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
-from sympy import Basic, Expr, I, Rational, Symbol
+from sympy import Basic, Expr, I, Rational, S, Symbol
 
 from cera.evaluation.answers.notation import TRIGONOMETRIC
 from cera.evaluation.answers.numbers import DECIMALS, is_rounded
@@ -79,13 +79,18 @@ def _is_finite(x: Any) -> bool:
 
 def _differ(x: Any, y: Any, point: Fraction) -> bool:
     """Whether two expressions have different values, both finite, with the variables near ``point``."""
-    variables = sorted(x.free_symbols | y.free_symbols, key=str)
-    at = {v: Rational(point.numerator + 17 * i, point.denominator) for i, v in enumerate(variables)}
+    at = _near(point, x, y)
     one, other = x.subs(at), y.subs(at)
     values = [value.evalf(30) for value in (one, other)]
     if not all(value.is_number and value.is_finite for value in values):
         return False
     return bool(abs((one - other).evalf(30)) > max(abs(values[0]), abs(values[1])) * 1e-20)
+
+
+def _near(point: Fraction, x: Any, y: Any) -> dict[Any, Any]:
+    """Values for the variables of two expressions, near ``point`` and with irregular differences."""
+    variables = sorted(x.free_symbols | y.free_symbols, key=str)
+    return {v: Rational(point.numerator + 17 * i**2, point.denominator + i) for i, v in enumerate(variables)}
 
 
 def same_relation(a: Sides, b: Sides) -> bool:
@@ -95,8 +100,9 @@ def same_relation(a: Sides, b: Sides) -> bool:
     x, y = (parsed(f"({left})-({right})") for left, _, right in (a, b))
     if not isinstance(x, Expr) or not isinstance(y, Expr) or x.free_symbols != y.free_symbols:
         return False
-    at = {v: Rational(*_POINTS[0].as_integer_ratio()) + i for i, v in enumerate(sorted(x.free_symbols, key=str))}
-    factor = (x.subs(at) / y.subs(at)).doit()
+    pairs = ([side.subs(_near(point, x, y)) for side in (x, y)] for point in _POINTS)
+    one, other = next((pair for pair in pairs if 0 not in pair), (S.Zero, S.One))  # a point may lie on the curve
+    factor = (one / other).doit()
     if not factor.is_number or not factor.is_finite or factor.is_zero or (a[1] in "<≤" and not factor.is_positive):
         return False
     y = factor * y

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from cera.evaluation.answers.notation import LONGEST
+from cera.evaluation.answers.notation import LONGEST, NAMES
 from cera.evaluation.answers.units import is_quantity
 
 
@@ -26,7 +26,8 @@ def extract(text: str) -> Extraction | None:
 
     1. the last ``\\boxed{}`` or ``\\fbox{}`` that is closed and not empty, or ``\\boxed 5``;
     2. the last ``#### N`` (GSM8K), a number with at most a unit, unless it ends the text;
-    3. the last "The answer is X", "The final answer is X", or "Answer: X", up to the end of the sentence;
+    3. the last "The answer is X", "The correct option is X", or "Answer: X", up to the end of the sentence, or to
+       what it adds to X, such as ", because"; it is looked for within a box and after hashes too;
     4. the last number of the text. It is a guess, which ``how`` states.
     """
     if found := marked(text):
@@ -38,9 +39,9 @@ def extract(text: str) -> Extraction | None:
 def marked(text: str) -> Extraction | None:
     """The answer that is marked as such, if any."""
     if answer := _boxed(text):
-        return Extraction(answer, "boxed")
+        return Extraction(_after_phrase(answer) or answer, "boxed")
     if answer := _after_hashes(text):
-        return Extraction(answer, "hashes")
+        return Extraction(_after_phrase(answer) or answer, "hashes")
     if answer := _after_phrase(text):
         return Extraction(answer, "phrase")
     return None
@@ -52,7 +53,10 @@ def bare(text: str) -> str:
 
 
 _BOX_OR_BRACE = re.compile(
-    r"(?P<box>\\(?:boxed|fbox)(?![A-Za-z])\s*+)(?:(?P<bare>[^\s{}$\\]+)|(?P<brace>\{))?|\\.|(?P<open>\{)|\}", re.DOTALL
+    r"(?P<box>\\(?:boxed|fbox)(?![A-Za-z])\s*+)"
+    r"(?:(?P<bare>\\[dt]?frac\s*(?:(?:\{[^{}]*\}|\w)\s*){2}|[^\s{}$\\]+)|(?P<brace>\{))?"
+    r"|\\.|(?P<open>\{)|\}",
+    re.DOTALL,
 )
 
 
@@ -70,7 +74,7 @@ def _boxed(text: str) -> str | None:
         elif match["brace"]:
             opened.append(match.end())
         elif match["bare"]:
-            answer, at = match["bare"].rstrip(".,;:"), match.start()
+            answer, at = match["bare"].strip().rstrip(".,;:"), match.start()
         elif match[0] == "}" and opened:
             start = opened.pop()
             if start is not None and start > at and (inside := text[start : match.start()].strip()):
@@ -79,7 +83,7 @@ def _boxed(text: str) -> str | None:
 
 
 _NUMBER = re.compile(
-    r"(?:(?<![\w)}\]])[-−])?\\?\$?-?"
+    r"(?<!not )(?:(?<![\w)}\]])[-−])?\\?\$?-?"
     r"(?:\\[dt]?frac\{-?\d+\}\{\d+\}"
     r"|(?<![A-Za-z_^\d.])(?:\d{1,2}:\d\d(?!\d)|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+))"
     r"(?:\s?\\?%)?"
@@ -97,9 +101,22 @@ def _after_hashes(text: str) -> str | None:
     return _trimmed(answer) if answer else None
 
 
-_PHRASE = re.compile(r"(?i)(?<![a-z])answers?[*_]*\s*(?:(?:is|are)\b[*_]*(?:\s*:)?|[:=])[*_]*")
-_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\$+|[{}\n]|\.(?=\s+[^a-z\s]|\s*\Z|\*)|[!?](?=\s*\Z|\s*\n|\s+[A-Z])", re.DOTALL)
-_REASON = re.compile(r",? (?:because|since|therefore|thus|hence)\b.*|, (?:so|as|which|where|when|and so)\b.*")
+_NAMES = "|".join(("and", "or", *NAMES))
+_PHRASE = re.compile(
+    r"(?i)(?<![a-z])(?:answers?|(?:correct|right|best) (?:option|choice))[*_]*\s*"
+    r"(?:(?:is|are)\b(?!\s+not\b)[*_]*(?:\s*:)?|[:=])[*_]*(?:\s*\})?"
+)
+_TOKEN = re.compile(
+    r"\\[A-Za-z]+|\\."
+    # a formula, which has no end of a sentence in it: with one, the signs are two prices
+    r"|\$\$.+?\$\$|\$(?:(?>\\begin.+?\\end)|\\.|[^$\n.!?\\]|\n(?!\s*\n|[A-Z])|[.!?](?!\s+[A-Z]))++\$"
+    r"|[{}\n。]|\.(?=\s+[^a-z\s]|\s*\Z|\*)|[!?](?=\s*\Z|\s*\n|\s+[A-Z])",
+    re.DOTALL,
+)
+_REASON = re.compile(
+    r",? (?:because|since|therefore|thus|hence)\b.*|, (?:so|as|which|where|when|and so|not|but|\d+ of)\b.*"
+    rf"|(?<=[\d$%}}a-z]) \((?=.*=|.*(?<![\\A-Za-z])(?!(?:{_NAMES})\b)[A-Za-z]{{3}}).*\)$"
+)
 _WINDOW = 2 * LONGEST
 
 
@@ -109,26 +126,25 @@ def _after_phrase(text: str) -> str | None:
         sentence = _sentence(text[start : start + _WINDOW].lstrip())
         answer = _trimmed(_REASON.sub("", " ".join(sentence.split())))
         if answer:
-            return None if is_prose(answer) and re.search(r"\d", answer) else answer
+            is_sentence = len(_words(answer)) > 2 and is_prose(answer) and re.search(r"\d", answer)
+            return None if is_sentence else answer
     return None
 
 
 def _sentence(text: str) -> str:
-    """Up to the end of its first sentence or line; none of them ends in a formula."""
-    depth, formula = 0, False
+    """Up to the end of its first sentence, line, or brace that holds it; none of them ends in a formula."""
+    depth = 0
     for match in _TOKEN.finditer(text):
         token = match[0]
         depth += (token in ("{", "\\begin", "\\(", "\\[")) - (token in ("}", "\\end", "\\)", "\\]"))
-        if token[0] == "$" and (formula or "$" in text[match.end() :]):
-            formula = not formula
-        if token in ("\n", ".", "!", "?") and depth <= 0 and not formula:
+        if depth < 0 or (token in ("\n", ".", "!", "?", "。") and depth == 0):
             return text[: match.start()]
     return text
 
 
 def _trimmed(answer: str) -> str:
     """Without what is around it: whitespace, the sentence's full stop, emphasis, and the signs of a formula."""
-    shorter = answer.strip().strip("*\"'`").rstrip(".,;:").strip()
+    shorter = answer.strip().strip("*\"'`").rstrip(".,;:。").strip()
     for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         inside = shorter[len(start) : -len(end)]
         if shorter.startswith(start) and shorter.endswith(end) and inside and start not in inside:
@@ -143,7 +159,12 @@ def last_number(text: str) -> str | None:
     return found[0][0].replace("\\$", "").replace("$", "") if found else None
 
 
-_WORD = re.compile(r"(?!(?:and|or|sin|cos|tan|log|ln)\b)[A-Za-z]{2,}[.,:;!?]*")
+_WORD = re.compile(rf"(?!(?:{_NAMES})\b)[A-Za-z]{{2,}}(?:'[a-z]+)?[.,:;!?]*")
+_NUMBER_AFTER_WORDS = re.compile(rf"(?:[A-Za-z']+[,:]? )+(?:\\\()?(?:{_NUMBER.pattern})(?:\$|\\\))?[.!]?")
+
+
+def _words(line: str) -> list[str]:
+    return [word for word in re.sub(r"\\text\s*\{[^{}]*\}", " ", line).split() if _WORD.fullmatch(word)]
 
 
 def is_prose(text: str) -> bool:
@@ -151,7 +172,7 @@ def is_prose(text: str) -> bool:
     line = text.strip()
     if "\n" in line:
         return True
-    words = [word for word in re.sub(r"\\text\s*\{[^{}]*\}", " ", line).split() if _WORD.fullmatch(word)]
+    words = _words(line)
     if len(words) < 2 and not any(len(word) > 3 for word in words):
-        return False
+        return bool(words) and _NUMBER_AFTER_WORDS.fullmatch(line) is not None
     return len(line) > LONGEST or not is_quantity(line)

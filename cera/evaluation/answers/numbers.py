@@ -9,7 +9,7 @@ DECIMALS = 6
 APART = re.compile(r"\d \d")
 _FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d+)\}\{(\d+)\}|([-+]?)(\d+)/(\d+)")
 _DECIMAL = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:\\times10\^(?:\{([-+]?\d{1,3})\}|(\d)))?")
-_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar)\{?(\d+)\}?")
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 _BASE = re.compile(r"(-?(?=[0-9A-Z]*\d)[0-9A-Z]+)_\{?(\d{1,2})\}?")
 
 

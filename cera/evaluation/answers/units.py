@@ -103,9 +103,12 @@ def measured(unit: str) -> tuple[dict[str, int], Fraction] | None:
     return powers, size
 
 
+_PLURAL = re.compile("(?:y|ies|e?s?)$")
+
+
 def akin(a: str, b: str) -> bool:
-    """Whether a known unit and other words may mean the same: ``dollars`` and ``US dollars``, ``cm`` and ``units``."""
-    first, second = ({word.removesuffix("s") for word in re.findall("[a-z]+", unit.lower())} for unit in (a, b))
+    """Whether words that are no known units may mean the same: ``hats`` and ``red hats``, ``cm`` and ``units``."""
+    first, second = ({_PLURAL.sub("", word) for word in re.findall("[a-z]+", unit.lower())} for unit in (a, b))
     return bool(first & second) or (
-        "unit" in first | second and not {"%", "circ", "degree"} & (first | second | {a, b})
+        _PLURAL.sub("", "unit") in first | second and not {"%", "circ", "degree"} & (first | second | {a, b})
     )

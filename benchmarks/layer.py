@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios, timed
 from cera import CeraConfig
@@ -25,6 +26,7 @@ OTHERS = {
     "DoRA in bf16": "use_dora=True",
 }
 """Baselines without a goal."""
+PROFILED = ("CeRA", "LoRA in bf16")
 
 
 class Pair(nn.Module):
@@ -72,7 +74,12 @@ def compare(sizes: Sequence[tuple[tuple[int, int], int]], tokens: int, rounds: i
             times = ratios(seconds["CeRA"], seconds[baseline])
             rows.append(Row(f"{size}: time of CeRA / {baseline}", times, time))
             rows.append(Row(f"{size}: saved bytes of CeRA / {baseline}", [saved["CeRA"] / saved[baseline]], memory))
-        details[size] = {"seconds": seconds, "saved_bytes": saved, "floor": floor(width, kv_width, r, tokens)}
+        details[size] = {
+            "seconds": seconds,
+            "saved_bytes": saved,
+            "floor": floor(width, kv_width, r, tokens),
+            "operations": {name: steps[name].operations() for name in PROFILED},
+        }
     return Result("layer", rows, "bfloat16", details)
 
 
@@ -123,6 +130,14 @@ class Step:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self()
         return sum(storage.nbytes() for storage in kept.values())
+
+    def operations(self, calls: int = 10) -> dict[str, float]:
+        """Seconds of a call in each kind of torch's operations, those within it left out, by its name."""
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            for _ in range(calls):
+                self()
+        spent = {event.key: event.self_cpu_time_total / calls / 1e6 for event in profiled.key_averages()}
+        return {name: seconds for name, seconds in spent.items() if name.startswith("aten::")}
 
 
 def contenders(width: int, kv_width: int, r: int, tokens: int) -> dict[str, Step]:

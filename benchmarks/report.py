@@ -170,7 +170,7 @@ def _about(result: Result) -> list[str]:
     told = [what.split("\n\n")[0], *goal.split("\n\n")]
     parts = [f"## {result.name}", *(_paragraph(text) for text in told), table([result])]
     if result.name in FLOORS:
-        parts += ["Medians, and the floor:", FLOORS[result.name](result.details)]
+        parts += ["Medians:", FLOORS[result.name](result.details)]
     return parts
 
 
@@ -229,6 +229,15 @@ def _decoding(details: Details) -> str:
     return _markdown(["size", "contender", "ms a token", "in units of the floor"], rows)
 
 
+def _estimate(details: Details) -> str:
+    rows = []
+    for of in details.values():
+        case = f"{of['method']} r={of['r']}, {of['model']}, {of['precision']}, {of['rows']} x {of['length']}"
+        estimated, measured = sum(of["estimated"].values()) / 2**20, median(of["measured"]) / 2**20
+        rows.append([case, "yes" if of["checkpointing"] else "", estimated, measured])
+    return _markdown(["run", "checkpointing", "estimated, MiB", "measured, MiB"], rows)
+
+
 def _layer(details: Details) -> str:
     rows = []
     for size, of in details.items():
@@ -237,7 +246,23 @@ def _layer(details: Details) -> str:
         for name in of["seconds"]:
             time = median(ratios(of["seconds"][name], frozen))
             rows.append([size, name, time, 1.0 if name == "frozen" else work, of["saved_bytes"][name] / floor["bytes"]])
-    return _markdown(["size", "contender", "time / frozen", "operations / frozen", "saved bytes / input"], rows)
+    measured = _markdown(["size", "contender", "time / frozen", "operations / frozen", "saved bytes / input"], rows)
+    return f"{measured}\n\nWhere the time goes, in ms (`torch.profiler`):\n\n{_operations(details)}"
+
+
+def _operations(details: Details, share: float = 0.03) -> str:
+    """The operations that take at least that share of a step of anyone, and the rest."""
+    profiles = [(size, name, of) for size, one in details.items() for name, of in one["operations"].items()]
+    largest = {
+        name: max(of.get(name, 0) / sum(of.values()) for _, _, of in profiles)
+        for name in dict.fromkeys(name for _, _, of in profiles for name in of)
+    }
+    shown = [name for name in sorted(largest, key=lambda name: -largest[name]) if largest[name] >= share]
+    rows = [
+        [size, name, *(1e3 * of.get(op, 0.0) for op in shown), 1e3 * sum(of[op] for op in of if op not in shown)]
+        for size, name, of in profiles
+    ]
+    return _markdown(["size", "contender", *(f"`{op.removeprefix('aten::')}`" for op in shown), "others"], rows)
 
 
 def _logits(details: Details) -> str:
@@ -296,6 +321,7 @@ def _training(details: Details) -> str:
 
 FLOORS: dict[str, Callable[[Details], str]] = {
     "decoding": _decoding,
+    "estimate": _estimate,
     "layer": _layer,
     "logits": _logits,
     "mixed": _mixed,

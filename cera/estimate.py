@@ -39,7 +39,7 @@ from cera.compose import Composing
 from cera.data import ChatData, ChatDataset
 from cera.live_memory import LiveMemory, SelectedShare, materialize
 from cera.module import CausalLM
-from cera.preflight import _on_hub
+from cera.preflight import on_hub
 from cera.studies.runs import adapter_label
 from cera.suggest import with_suggestion
 
@@ -213,7 +213,7 @@ def adapted_skeleton(module: CausalLM) -> Any:
     base.config.use_cache = False
     if module.attn_implementation == "eager":  # other kernels need a GPU, or are what transformers chooses
         base.set_attn_implementation("eager")
-    model: Any = get_peft_model(base, module._peft_config(), low_cpu_mem_usage=True)
+    model: Any = get_peft_model(base, module.peft_config(), low_cpu_mem_usage=True)
     if module.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
@@ -423,7 +423,7 @@ def read(file: str, overrides: Sequence[str] = (), devices: int | None = None) -
         config = reader.parse_args([f"--config={file}", *overrides])
     except (ArgumentError, ValueError) as error:
         raise ValueError(with_suggestion(str(error), sorted(action.dest for action in reader._actions))) from error
-    if missing := _on_hub(config.model.base, "model", "config.json"):
+    if missing := on_hub(config.model.base, "model", "config.json"):
         raise ValueError(f"this machine lacks {missing[0]}. A directory with its config.json will do for --model.base.")
     only_model = Parser(exit_on_error=False)
     only_model.add_class_arguments(CausalLM, "model")

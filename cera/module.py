@@ -124,7 +124,7 @@ class CausalLM(LightningModule):
         skeleton = build_skeleton(self.base)
         self._check_names(skeleton)
         try:
-            model = get_peft_model(skeleton, self._peft_config(), low_cpu_mem_usage=True)
+            model = get_peft_model(skeleton, self.peft_config(), low_cpu_mem_usage=True)
         except NoMatchingPeftModuleError as error:
             raise ValueError(
                 f"model.adapter.target_modules={getattr(self.adapter, 'target_modules', None)} matches nothing in "
@@ -158,7 +158,8 @@ class CausalLM(LightningModule):
                         f"Its {_choices(field, skeleton)}."
                     )
 
-    def _peft_config(self) -> PeftConfig:
+    def peft_config(self) -> PeftConfig:
+        """A copy of ``adapter`` for a causal language model: PEFT writes to what it is given."""
         config = copy.deepcopy(self.adapter)
         config.task_type = TaskType.CAUSAL_LM
         return config
@@ -174,7 +175,7 @@ class CausalLM(LightningModule):
         with loading():
             base = load_model(self.base, dtype, self.quantization, self.attn_implementation)
         fp32 = self.adapter_dtype == "float32"
-        self.model = get_peft_model(base, self._peft_config(), autocast_adapter_dtype=fp32)
+        self.model = get_peft_model(base, self.peft_config(), autocast_adapter_dtype=fp32)
         # as the user names it, not the path of a converted copy in this machine's cache
         self.model.peft_config["default"].base_model_name_or_path = self.base
         if self.model.peft_config["default"].peft_type == PeftType.ADALORA:
@@ -413,7 +414,7 @@ class CausalLM(LightningModule):
 
     def _identity(self) -> str:
         """Base, adapter and recipe as sorted JSON: what must agree for the checkpoint's state to mean the same."""
-        settings = {k: sorted(v) if isinstance(v, set) else v for k, v in self._peft_config().to_dict().items()}
+        settings = {k: sorted(v) if isinstance(v, set) else v for k, v in self.peft_config().to_dict().items()}
         del settings["peft_version"]
         recipe = {name: getattr(self, name) for name in ("learning_rate", "weight_decay", "betas", "warmup")}
         base = str(Path(self.base).resolve()) if Path(self.base).exists() else self.base

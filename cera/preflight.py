@@ -32,12 +32,12 @@ def check(config: Any) -> None:
         *_hardware(config.trainer),
         *_compiler(config),
         *_packages(config),
-        *_on_hub(config.model.base, "model", "config.json"),
+        *on_hub(config.model.base, "model", "config.json"),
     ]
     for dataset in (config.data.dataset, config.data.validation):
         arguments = getattr(dataset, "init_args", None)
         if arguments is not None and not arguments.get("data_files") and arguments.get("path"):
-            missing += _on_hub(arguments.path, "dataset", ".gitattributes")
+            missing += on_hub(arguments.path, "dataset", ".gitattributes")
     if missing:
         raise MissingRequirement("this machine lacks:\n" + "".join(f"  - {m}\n" for m in missing) + INSTEAD)
 
@@ -71,7 +71,7 @@ def _packages(config: Any) -> list[str]:
     ]
 
 
-def _on_hub(repo: str, kind: str, file: str) -> list[str]:
+def on_hub(repo: str, kind: str, file: str) -> list[str]:
     """A line if ``repo`` cannot be read; a local path, a package's file or a copy in the cache need no hub."""
     if repo.startswith(PACKAGE) or repo.endswith(".gguf") or Path(repo).exists():
         return []

@@ -20,6 +20,10 @@ SIZES = {
         "seconds": {"frozen": [0.001, 0.002], "CeRA": [0.002, 0.003 * r]},
         "saved_bytes": {"frozen": 0, "CeRA": 2**20 * r},
         "floor": {"frozen_flops": 100, "adapter_flops": 10 * r, "bytes": 2**20},
+        "operations": {
+            "CeRA": {"aten::mm": 0.004, "aten::silu": 0.0005, "aten::t": 0.0001},
+            "LoRA": {"aten::mm": 0.004},
+        },
     }
     for width in (64, 32)
     for r in (16, 4)
@@ -141,6 +145,8 @@ def test_the_overview_counts_goals_and_names_the_farthest_miss(results, tmp_path
     [
         ("decoding", "| r=4 | cera | 4.5 | 3 |"),
         ("layer", "| q/v pair, n=8 d=64 r=16 | CeRA | 13 | 2.6 | 16 |"),
+        ("layer", "| q/v pair, n=8 d=64 r=16 | CeRA | 4 | 0.5 | 0.1 |"),
+        ("layer", "| q/v pair, n=8 d=32 r=4 | LoRA | 4 | 0 | 0 |"),
         ("logits", "| full | 8 | 1 |"),
         ("mixed", "| prompts | CeRA | 1.5 | 1.5 |"),
         ("scaling", "| 16 | 64 | 2 | LoRA | 16 | 16 | 16 |"),

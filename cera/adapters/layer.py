@@ -110,9 +110,13 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
             (..., out_features), in the dtype of the adapter's weights, or autocast's.
         """
         up = cast(nn.Linear, self.cera_up[adapter_name])
-        if not torch.is_autocast_enabled(x.device.type):  # which casts by itself, without the way through fp32
-            x = self._cast_input_dtype(x, up.weight.dtype)
-        latent = self.cera_dropout[adapter_name](self.cera_activation[adapter_name](up(x)))
+        dtype = up.weight.dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):  # which casts without a way through fp32
+            x = self._cast_input_dtype(x, dtype)
+        latent = self.cera_activation[adapter_name](up(x))
+        dropout = self.cera_dropout[adapter_name]
+        if dropout.training:  # else it does nothing, for a tenth of what the branch of one token takes
+            latent = dropout(latent)
         update, scaling = self.cera_down[adapter_name](latent), self.scaling[adapter_name]
         return update if scaling == 1 else update * scaling  # 1 is the default, and a pass over the output each way
 

@@ -25,6 +25,7 @@ from transformers.integrations.moe import _grouped_mm
 
 from cera.adapters.activations import ACTIVATIONS
 from cera.adapters.config import CeraConfig
+from cera.adapters.dropout import Dropout
 from cera.adapters.layer import Unmergeable
 
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
@@ -51,7 +52,7 @@ class ExpertBranch(nn.Module):
         self.up = nn.Parameter(torch.empty(number, r, in_features, device=weight.device, dtype=weight.dtype))
         self.down = nn.Parameter(torch.empty(number, out_features, r, device=weight.device, dtype=weight.dtype))
         self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.reset_parameters(config)
 
     def reset_parameters(self, config: CeraConfig) -> None:

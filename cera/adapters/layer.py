@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cera.adapters.activations import ACTIVATIONS
 from cera.adapters.config import BranchConfig
+from cera.adapters.dropout import Dropout
 
 NOT_MERGEABLE = (
     "CeRA, Houlsby and parallel adapters cannot be merged: their update s * W_down(act(W_up x)) is not linear in x, so "
@@ -78,7 +79,7 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
         self.scaling[adapter_name] = config.scaling
         self.cera_up[adapter_name] = nn.Linear(self.in_features, r, bias=config.biased)
         self.cera_activation[adapter_name] = ACTIVATIONS[config.activation]()
-        self.cera_dropout[adapter_name] = nn.Dropout(config.dropout)
+        self.cera_dropout[adapter_name] = Dropout(config.dropout)
         self.cera_down[adapter_name] = nn.Linear(r, self.out_features, bias=config.biased)
         self.reset_cera_parameters(adapter_name, config)
         self.cera_dropout[adapter_name].train(self.training)  # an adapter added to a model in eval mode must not drop

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DATA
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cera.evaluation.answers import Extraction, correctness, equality, extract, is_correct
@@ -699,6 +699,7 @@ def test_no_text_raises(prediction, gold):
 
 
 @settings(max_examples=100, deadline=None)
+@example((r"\{x \mid x>3\}", r"(3,\infty)"), r"\displaystyle %s")
 @given(
     st.sampled_from(EQUAL + UNEQUAL),
     st.sampled_from(["$%s$", " %s ", r"\(%s\)", "%s\n", r"\displaystyle %s", "**%s**"]),

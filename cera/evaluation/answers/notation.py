@@ -119,6 +119,7 @@ def _braced(match: re.Match[str]) -> str:
 
 
 _PATTERNS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"^\s*(?:\\(?:displaystyle|textstyle)(?![A-Za-z])\s*)+", ""),  # so that what follows begins the text
     # signs for several: 1, ½, ³, ₂
     ("[！-～]+", _compatible("{}")),
     ("[¼-¾⅐-⅞]", _compatible(r"\frac{{{}}}{{{}}}")),

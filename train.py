@@ -42,7 +42,7 @@ from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.records import RecordError
 from cera.evaluation.tasks import Task
 from cera.loggers import MetricsCSV
-from cera.module import CausalLM
+from cera.module import CausalLM, base_dtype
 from cera.suggest import with_suggestion
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -175,7 +175,7 @@ class CLI(LightningCLI):
         evaluation.task.check()
         folder = self.run_dir / "eval" / evaluation.name
         checkpoint = self.config[self.subcommand].ckpt_path
-        dtype = {"bf16-true": "bfloat16", "16-true": "float16"}.get(self.trainer.precision, "float32")
+        dtype = str(base_dtype(self.trainer.precision)).removeprefix("torch.")
         about = {"base": self.model.base, "dtype": dtype, "checkpoint": checkpoint}
         asked = prepare(evaluation, self.model.tokenizer, folder, about, load_config(self.model.base))
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]

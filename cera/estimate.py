@@ -38,7 +38,7 @@ from cera.checkpoint import replacing
 from cera.compose import Composing
 from cera.data import ChatData, ChatDataset
 from cera.live_memory import LiveMemory, SelectedShare, materialize
-from cera.module import CausalLM
+from cera.module import CausalLM, base_dtype
 from cera.preflight import on_hub
 from cera.studies.runs import adapter_label
 from cera.suggest import with_suggestion
@@ -221,7 +221,7 @@ def adapted_skeleton(module: CausalLM) -> Any:
 
 def dtypes(module: CausalLM, precision: str) -> tuple[torch.dtype, torch.dtype]:
     """Of frozen and of trained weights, as Lightning and ``module`` have them without DeepSpeed."""
-    frozen = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, torch.float32)
+    frozen = base_dtype(precision)
     return frozen, torch.float32 if module.adapter_dtype == "float32" else frozen
 
 

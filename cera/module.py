@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -29,6 +29,7 @@ from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import IGNORE
 from cera.evaluation import Perplexity, generate
 from cera.linear_cross_entropy import ends_in_its_head, linear_cross_entropy
+from cera.output_head import head_reads
 from cera.regional_compilation import compile_layers
 
 UNSUPPORTED = {PeftType.XLORA, PeftType.POLY, PeftType.CPT}
@@ -170,7 +171,7 @@ class CausalLM(LightningModule):
             return
         if self.trainer.state.fn == "fit":
             self.check_steps(self.total_steps)
-        dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(self.trainer.precision, torch.float32)
+        dtype = base_dtype(self.trainer.precision)
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
         with loading():
             base = load_model(self.base, dtype, self.quantization, self.attn_implementation)
@@ -235,10 +236,17 @@ class CausalLM(LightningModule):
         head = cast(PreTrainedModel, self.model.get_base_model()).get_output_embeddings()
         with self._autocast():
             if self._in_chunks(head):
-                with _head_left_out(head) as states:
+                states: list[Tensor] = []
+
+                def keep(hidden: Tensor) -> Tensor:
+                    states.append(hidden)
+                    return hidden[:, :0]  # no token is left for the head
+
+                with head_reads(head, keep):
                     self(batch["input_ids"], position_ids=batch["position_ids"])
                 return linear_cross_entropy(states[0][:, :-1][labelled], head, targets[labelled]), labelled
-            with _logits_only_at(head, labelled):
+            # selecting before the head leaves to the model whatever it does to its logits (scaling, soft-capping)
+            with head_reads(head, lambda hidden: hidden[:, :-1][labelled][None]):
                 logits = self(batch["input_ids"], position_ids=batch["position_ids"])
         return F.cross_entropy(logits[0].float(), targets[labelled], reduction="none"), labelled
 
@@ -421,6 +429,11 @@ class CausalLM(LightningModule):
         return json.dumps({**settings, **recipe, "base": base}, sort_keys=True, default=str)
 
 
+def base_dtype(precision: str) -> torch.dtype:
+    """Of the base's weights under a trainer's ``precision``."""
+    return {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, torch.float32)
+
+
 def _choices(field: str, skeleton: nn.Module) -> str:
     """What ``field`` could name, by the last parts of the names: linear modules, or the weights of fused experts."""
     if field == "target_parameters":
@@ -430,36 +443,6 @@ def _choices(field: str, skeleton: nn.Module) -> str:
         kind = "linear modules"
         names = {n.rpartition(".")[2] for n, m in skeleton.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     return f"{kind} are {', '.join(sorted(names)) or 'none'}"
-
-
-@contextmanager
-def _head_left_out(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Let the head see no token; yields a list for the hidden states (batch, length, hidden) that it would see."""
-    states: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        states.append(args[0])
-        return (args[0][:, :0], *args[1:])
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield states
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _logits_only_at(head: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Let the head see only ``positions`` (batch, length - 1) of the hidden states (batch, length, hidden).
-
-    The head's output, and so the model's logits, becomes (1, n, vocabulary). Selecting at the head's input leaves
-    to the model whatever it does to its logits (scaling, soft-capping), and works for every architecture.
-    """
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, :-1][positions][None], *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _documents(batch: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:

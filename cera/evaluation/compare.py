@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
         for line in _asked_differently(*(report["settings"] for report in reports)):
             print(f"note: {line}")
         print(compare(of_a, of_b, pass_at))
-    except (RecordError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -85,7 +85,7 @@ def prepare(
         ValueError: A prompt is too long for the model.
     """
     file = folder / "settings.json"
-    if file.is_file() and (differing := differences(file.read_text(), _settings(evaluation, model))):
+    if file.is_file() and (differing := differences(file.read_text(), json.dumps({**model, **evaluation.settings()}))):
         raise RecordError(
             f"{folder} holds another evaluation ({'; '.join(differing)}). Give this one another evaluation.name."
         )
@@ -121,11 +121,12 @@ def evaluate(
     Returns:
         The report, as in ``eval.json``; empty on other ranks than the first.
     """
+    settings = {**model, **evaluation.settings()}
     group = dist.new_group(backend="gloo", timeout=OUTLAST) if world_size > 1 else None
     if rank == 0 and not (folder / "settings.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "settings.json") as unfinished:
-            unfinished.write_text(_settings(evaluation, model) + "\n")
+            unfinished.write_text(json.dumps(settings, indent=2) + "\n")
     records = Records(folder, rank)
     done = records.finished()
     # by length, so that each rank has its part of the long ones; what is finished does not move the shares
@@ -140,15 +141,10 @@ def evaluate(
     if rank > 0:
         return {}
     joined = records.join([problem.key for problem, _ in asked])
-    settings = {**model, **evaluation.settings()}
     report = {**summarize(joined, evaluation.pass_at), "settings": settings}
     with replacing(folder / "eval.json") as file:
         file.write_text(json.dumps(report, indent=2) + "\n")
     return report
-
-
-def _settings(evaluation: Evaluation, model: dict[str, Any]) -> str:
-    return json.dumps({**model, **evaluation.settings()}, indent=2)
 
 
 def _ask(

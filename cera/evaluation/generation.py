@@ -23,6 +23,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from cera.output_head import head_reads
+
 TokenIds = list[int]
 
 
@@ -190,9 +192,7 @@ class TransformersBackend:
         if not mask[:, :-1].any(dim=1).all():
             return None
         # transformers gives the head a slice of the hidden states, for each row of which torch would copy its weight
-        head = self.model.get_output_embeddings()
-        handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
-        try:
+        with head_reads(self.model.get_output_embeddings(), Tensor.contiguous):
             return self.model.generate(
                 input_ids=ids[:, :-1],
                 attention_mask=mask[:, :-1],
@@ -200,8 +200,6 @@ class TransformersBackend:
                 return_dict_in_generate=True,
                 **settings,
             ).past_key_values
-        finally:
-            handle.remove()
 
     def _decode(
         self,

@@ -19,8 +19,8 @@ from benchmarks.clock import StepClock
 from benchmarks.process import REPOSITORY
 
 NAMES = (
-    *("cera", "cera_compiled", "lora", "lora_compiled"),
-    *("trl_packed", "trl_packed_recomputing", "trl_padded", "trainer", "trainer_compiled"),
+    *("cera", "cera_compiled", "lora", "lora_compiled", "dora"),
+    *("trl_packed", "trl_packed_recomputing", "trl_padded", "trainer", "trainer_compiled", "trainer_dora"),
 )
 
 
@@ -49,7 +49,7 @@ class Task:
     learning_rate: float = 3e-4
 
 
-def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False) -> None:
+def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False, profile: bool = False) -> None:
     """``train.py`` with the demo's configuration and callbacks; as for the others, nothing is validated or saved.
 
     Args:
@@ -57,12 +57,13 @@ def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False) -> N
         adapter: One of ``configs/adapters``.
         out: Where the measurements go.
         compile_layers: Of ``CausalLM``.
+        profile: Say where the time goes, in place of the clock.
     """
     import train
 
     parts = REPOSITORY / "configs"
     adapter_file = parts / "adapters" / f"{adapter}.yaml"
-    scaled = {"lora_alpha": 2 * task.r} if adapter == "lora" else {}
+    scaled = {} if adapter == "cera" else {"lora_alpha": 2 * task.r}
     config = {
         "include": [str(parts / "parts" / "smol.yaml"), str(adapter_file), str(parts / "parts" / "gsm8k.yaml")],
         "seed_everything": task.seed,
@@ -92,8 +93,9 @@ def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False) -> N
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(config))
-        clock = "--trainer.callbacks+=benchmarks.lightning_clock.LightningClock"
-        arguments = ["--config", str(file), f"--runs={folder}", clock, f"--trainer.callbacks.path={out}"]
+        clock = f"benchmarks.lightning_clock.{'OperationClock' if profile else 'LightningClock'}"
+        callback = [f"--trainer.callbacks+={clock}", f"--trainer.callbacks.path={out}"]
+        arguments = ["--config", str(file), f"--runs={folder}", *callback]
         status = train.main(arguments)
     if status:
         sys.exit(status)
@@ -121,8 +123,8 @@ def trl(task: Task, out: Path, **options: Any) -> None:
     measure(trainer, out)
 
 
-def transformers_trainer(task: Task, out: Path, **options: Any) -> None:
-    """transformers' Trainer with a LoRA model of PEFT, each batch padded to its longest document.
+def transformers_trainer(task: Task, out: Path, use_dora: bool = False, **options: Any) -> None:
+    """transformers' Trainer with a LoRA or DoRA model of PEFT, each batch padded to its longest document.
 
     ``options`` go to its ``TrainingArguments``.
     """
@@ -141,7 +143,7 @@ def transformers_trainer(task: Task, out: Path, **options: Any) -> None:
 
     rows = load_dataset("json", data_files=task.data, split="train")
     trainer = Trainer(
-        model=get_peft_model(base_model(task), lora(task)),
+        model=get_peft_model(base_model(task), lora(task, use_dora)),
         args=TrainingArguments(bf16=True, **arguments(task, out), **options),
         train_dataset=rows.map(encode, remove_columns=rows.column_names),
         data_collator=DataCollatorForSeq2Seq(tokens, padding=True),
@@ -164,11 +166,12 @@ def tokenizer(task: Task) -> Any:
     return AutoTokenizer.from_pretrained(task.base)
 
 
-def lora(task: Task) -> Any:
-    """LoRA as in ``configs/adapters/lora.yaml``."""
+def lora(task: Task, use_dora: bool = False) -> Any:
+    """LoRA or DoRA as in ``configs/adapters``."""
     from peft import LoraConfig
 
-    return LoraConfig(r=task.r, lora_alpha=2 * task.r, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    targets = ["q_proj", "v_proj"]
+    return LoraConfig(r=task.r, lora_alpha=2 * task.r, target_modules=targets, use_dora=use_dora, task_type="CAUSAL_LM")
 
 
 def arguments(task: Task, out: Path) -> dict[str, Any]:
@@ -212,7 +215,10 @@ def measure(trainer: Any, out: Path) -> None:
 
 
 def main() -> None:
-    """Train the contender; ``--out`` gets its steps (see ``StepClock``) and its peak of memory."""
+    """Train the contender; ``--out`` gets its steps (see ``StepClock``) and its peak of memory.
+
+    With ``--profile``, one of ours: what ``OperationClock`` notes.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--base", required=True)
@@ -221,14 +227,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     for name in ("r", "max_length", "batch_size", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Task, name))
+    parser.add_argument("--profile", action="store_true")
     options = vars(parser.parse_args())
-    name, out = options.pop("name"), options.pop("out")
+    name, out, profile = options.pop("name"), options.pop("out"), options.pop("profile")
     task = Task(**options)
-    adapter, _, compiled = name.partition("_")
-    if adapter in ("cera", "lora"):
-        ours(task, adapter, out, compile_layers=bool(compiled))
-    elif adapter == "trainer":
-        transformers_trainer(task, out, torch_compile=bool(compiled))
+    first, _, how = name.partition("_")
+    if first in ("cera", "lora", "dora"):
+        ours(task, first, out, how == "compiled", profile)
+    elif first == "trainer":
+        transformers_trainer(task, out, use_dora=how == "dora", torch_compile=how == "compiled")
     elif name == "trl_padded":
         trl(task, out, gradient_checkpointing=False)
     else:  # recomputing activations is SFTConfig's default; the others keep them

@@ -23,7 +23,7 @@ def run(quick: bool) -> Result:
     SmolLM2 in bf16. The adapters' own products are ``2 r (3 d + kv)`` operations a token and layer, next to nothing;
     what they cost is the calls.
     """
-    return compare(BASE, ranks=(64, 128), tokens=64, rounds=3 if quick else 15)
+    return compare(BASE, ranks=(64, 128), tokens=64, rounds=3 if quick else 30)
 
 
 def compare(base: str, ranks: Sequence[int], tokens: int, rounds: int) -> Result:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios, timed
+from benchmarks.operations import seconds_by_operation
 from cera import CeraConfig
 
 TOKENS = 2048
@@ -136,7 +137,7 @@ class Step:
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             for _ in range(calls):
                 self()
-        spent = {event.key: event.self_cpu_time_total / calls / 1e6 for event in profiled.key_averages()}
+        spent = seconds_by_operation(profiled, calls)
         return {name: seconds for name, seconds in spent.items() if name.startswith("aten::")}
 
 

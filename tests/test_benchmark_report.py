@@ -86,6 +86,7 @@ RESULTS = {
                 "padding_share": {"cera": [0.25, 0.25, 0.25]},
                 "peak_bytes": {"cera": [2**30] * 3},
                 "seconds_to_first_step": {"cera": [7, 8, 9]},
+                "profiles": {"cera": {"seconds": 2.0, "operations": {"aten::mm": 1.5, "compiled code": 0.5}}},
             },
         ),
         Result("scaling", [Row("c", [1.0])], "bfloat16", SCALING),
@@ -154,6 +155,8 @@ def test_the_overview_counts_goals_and_names_the_farthest_miss(results, tmp_path
         ("spectra", "| streamed | 500 | 2 |"),
         ("tracking", "| 500 | 2,000 | 50 |"),
         ("training", "| cera | 650 | 25 | 1,024 | 8 |"),
+        ("training", "| a step of | `mm` | `compiled code` | others |"),
+        ("training", "| cera | 1,500 | 500 | 0 |"),
     ],
 )
 def test_the_distance_from_the_floor_is_computed_from_the_details(name, line):

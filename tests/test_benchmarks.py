@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from benchmarks import layer, logits, spectra, tracking, training
 from benchmarks.__main__ import main
 from benchmarks.harness import Goal, Result, Row, environment, interleaved, ratios, save, table, timed
+from benchmarks.operations import COMPILED
 from benchmarks.process import BenchmarkError, forget_peak, memory, process_age, worker
 
 RESULT = Result(
@@ -154,7 +155,8 @@ def test_memory_is_that_of_the_process_now_and_at_the_peak():
 def test_contenders_train_and_are_measured_by_one_clock(tiny_llama, gsm8k):
     names = ("cera", "cera_compiled", "trl_packed", "trainer")
     options = ["--r", "4", "--batch_size", "2", "--max_length", "256"]
-    result = training.compare(names, tiny_llama, gsm8k / "train.jsonl", steps=4, rounds=1, options=options)
+    data, profiled = gsm8k / "train.jsonl", ("cera", "cera_compiled")
+    result = training.compare(names, tiny_llama, data, steps=4, rounds=1, options=options, profiled=profiled)
     steps = {name: of[0]["steps"] for name, of in result.details["runs"].items()}
     assert {name: len(of) for name, of in steps.items()} == {
         "cera": 4, "cera_compiled": 4, "trl_packed": 4, "trainer": 6
@@ -166,6 +168,11 @@ def test_contenders_train_and_are_measured_by_one_clock(tiny_llama, gsm8k):
         times = [second for step in of for second in (step["begin"], step["end"])]
         assert times == sorted(times)
         assert times[0] > 0
+    profiles = result.details["profiles"]
+    assert "aten::silu" in profiles["cera"]["operations"]
+    assert COMPILED in profiles["cera_compiled"]["operations"]
+    for of in profiles.values():
+        assert 0 < sum(of["operations"].values()) < 2 * of["seconds"]  # of two threads
 
 
 @pytest.mark.slow

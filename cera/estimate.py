@@ -51,7 +51,8 @@ BYTES_PER_WEIGHT = {
 }
 PERSISTENT, LIVE = 10**5, 10**9
 """Under ZeRO-3, tensors of so many numbers at most are on all ranks (``stage3_param_persistence_threshold``), and so
-many numbers at most are gathered at a time (``stage3_max_live_parameters``): DeepSpeed's defaults, and Lightning's."""
+many numbers at most are gathered at a time (``stage3_max_live_parameters``), but for a larger one: DeepSpeed's
+defaults, and Lightning's."""
 
 ASSUMPTIONS = """\
 GiB for one device or process, of one micro-batch of `tokens`, {labelled:.0%} of them labelled; * as configured.
@@ -115,8 +116,8 @@ class Sizes:
         sizes = [*self.frozen, *((numbers, self.itemsize) for numbers in self.trained)]
         small = sum(numbers * size for numbers, size in sizes if numbers <= PERSISTENT)
         large = [(numbers, size) for numbers, size in sizes if numbers > PERSISTENT]
-        numbers = sum(numbers for numbers, _ in large)
-        share = min(1.0, LIVE / numbers) if numbers else 0.0
+        numbers = [numbers for numbers, _ in large]
+        share = min(1.0, max(LIVE, *numbers) / sum(numbers)) if numbers else 0.0
         return round(small + share * sum(numbers * size for numbers, size in large))
 
 
@@ -183,7 +184,7 @@ class ZeRO:
 
         Args:
             sizes: Of the model.
-            activations: Bytes of a forward and backward pass; at stage 3, with a head that is divided.
+            activations: Bytes of a forward and backward pass.
         """
         weights, gradients, state = (self.ranks if self.stage >= stage else 1 for stage in (3, 2, 1))
         own = sizes.trained_numbers(state)
@@ -225,9 +226,7 @@ def dtypes(module: CausalLM, precision: str) -> tuple[torch.dtype, torch.dtype]:
     return frozen, torch.float32 if module.adapter_dtype == "float32" else frozen
 
 
-def activations(
-    module: CausalLM, precision: str, rows: int, length: int, labelled: float = 1.0, whole_head: bool = True
-) -> int:
+def activations(module: CausalLM, precision: str, rows: int, length: int, labelled: float = 1.0) -> int:
     """The peak of what one forward and backward pass of ``module.answer_nll`` makes and lets go of.
 
     Args:
@@ -236,7 +235,6 @@ def activations(
         rows: Of the micro-batch.
         length: Of a row, in tokens.
         labelled: Share of the tokens that carry loss, in (0, 1].
-        whole_head: Whether this rank has the whole head; ZeRO-3 divides it, and all logits are made at once.
 
     Returns:
         Bytes, without parameters and their gradients, which are taken to be there already.
@@ -250,8 +248,6 @@ def activations(
         parameters = list(model.parameters())
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        if not whole_head:
-            _divide(model.get_base_model().get_output_embeddings())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         ids = torch.zeros(rows, length, dtype=torch.long)
         batch = {"input_ids": ids, "labels": ids.clone(), "position_ids": torch.arange(length).expand(rows, length)}
@@ -260,11 +256,6 @@ def activations(
                 losses, _ = module.answer_nll(batch)
             losses.sum().backward()
     return live.peak
-
-
-def _divide(head: Any) -> None:
-    for parameter in head.parameters():
-        parameter.ds_id = 0  # as DeepSpeed marks what it has divided
 
 
 @cache
@@ -336,19 +327,19 @@ def estimate(run: Run, labelled: float = 1.0) -> list[Row]:
     module = run.module
 
     @cache
-    def measured(precision: str, whole_head: bool) -> tuple[Sizes, int]:
+    def measured(precision: str) -> tuple[Sizes, int]:
         sizes = Sizes.of(adapted_skeleton(module), *dtypes(module, precision), module.quantization)
-        peak = activations(module, precision, run.rows, run.length, labelled, whole_head)
+        peak = activations(module, precision, run.rows, run.length, labelled)
         return sizes, peak + sizes.dequantized
 
     rows = []
     if run.stage is None:
-        rows.append(Row(run, None, without_deepspeed(*measured(run.precision, True), run.devices)))
+        rows.append(Row(run, None, without_deepspeed(*measured(run.precision), run.devices)))
     if module.adapter_dtype is None:  # which train.py refuses with DeepSpeed
         precision = run.precision.replace("mixed", "true")  # DeepSpeed casts weights, and no autocast is on
         for stage in STAGES:
             zero = ZeRO(stage, run.devices, run.bucket, run.overlap)
-            rows.append(Row(run, stage, zero.memory(*measured(precision, stage < 3))))
+            rows.append(Row(run, stage, zero.memory(*measured(precision))))
     return rows
 
 

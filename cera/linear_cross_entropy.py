@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -20,7 +21,8 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, chunk
 
     Args:
         hidden: What the head reads, (n, d).
-        head: Without trainable parameters, with V outputs.
+        head: Without trainable parameters, with V outputs. If ZeRO-3 has partitioned it, it is gathered once, so all
+            ranks must call this.
         targets: Token ids, (n,).
         chunk: Tokens at a time.
 
@@ -34,13 +36,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, chunk: int) -> Tensor:
         losses, gradients = [], []
-        for states, wanted in zip(hidden.detach().split(chunk), targets.split(chunk), strict=True):
-            logits = head(states)
-            likelihoods = F.log_softmax(logits.float(), dim=-1)
-            losses.append(-likelihoods.gather(1, wanted[:, None])[:, 0])
-            if ctx.needs_input_grad[0]:  # by hand: counters of operations cannot follow autograd inside of autograd
-                slope = likelihoods.exp_().scatter_add_(1, wanted[:, None], likelihoods.new_full((len(wanted), 1), -1))
-                gradients.append((slope.to(logits.dtype) @ head.weight.to(logits.dtype)).to(hidden.dtype))
+        with gather_params_ctx(list(head.parameters()), modifier_rank=None):
+            for states, wanted in zip(hidden.detach().split(chunk), targets.split(chunk), strict=True):
+                logits = F.linear(states, head.weight, head.bias)  # not the module: ZeRO-3 would partition it after
+                likelihoods = F.log_softmax(logits.float(), dim=-1)
+                losses.append(-likelihoods.gather(1, wanted[:, None])[:, 0])
+                if ctx.needs_input_grad[0]:  # by hand: counters of operations cannot follow autograd inside of autograd
+                    minus_one = likelihoods.new_full((len(wanted), 1), -1)
+                    slope = likelihoods.exp_().scatter_add_(1, wanted[:, None], minus_one).to(logits.dtype)
+                    gradients.append((slope @ head.weight.to(logits.dtype)).to(hidden.dtype))
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)

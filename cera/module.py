@@ -171,6 +171,7 @@ class CausalLM(LightningModule):
             return
         if self.trainer.state.fn == "fit":
             self.check_steps(self.total_steps)
+        _ = self._ends_in_its_head  # found out now: from here on ZeRO-3 would partition the skeleton that it takes
         dtype = base_dtype(self.trainer.precision)
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
         with loading():
@@ -251,8 +252,8 @@ class CausalLM(LightningModule):
         return F.cross_entropy(logits[0].float(), targets[labelled], reduction="none"), labelled
 
     def _in_chunks(self, head: nn.Module) -> bool:
-        """Whether the head alone gives the loss: it is frozen, whole on this rank, and the last thing in the model."""
-        frozen = not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
+        """Whether the head alone gives the loss: it is frozen, and the last thing in the model."""
+        frozen = not any(p.requires_grad for p in head.parameters())
         return type(head) is nn.Linear and frozen and self._ends_in_its_head  # not a quantized one
 
     @cached_property

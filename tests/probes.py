@@ -4,12 +4,17 @@ from lightning.pytorch.callbacks import Callback
 
 
 class HeldParameters(Callback):
-    """Prints how many numbers of the frozen base this rank holds whole, and how many there are."""
+    """Prints how many numbers of the frozen base this rank holds whole, and how many there are; and at the end, of the
+    output head, which is let go of after each loss."""
 
     def on_fit_start(self, trainer, pl_module) -> None:
         frozen = [p for p in pl_module.parameters() if not p.requires_grad]
         held = sum(p.numel() for p in frozen)
         print(f"rank {trainer.global_rank} holds {held} of {sum(p.ds_numel for p in frozen)}", flush=True)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        head = pl_module.model.get_base_model().get_output_embeddings().weight
+        print(f"rank {trainer.global_rank} ends with {head.numel()} of the head's {head.ds_numel}", flush=True)
 
 
 class BadBatch(Callback):

@@ -51,6 +51,7 @@ def test_two_processes_equal_one(tiny_llama, tmp_path, alone, strategy, precisio
     printed = run(command(tiny_llama, tmp_path / "whole", *options, *probe))
     if strategy == "zero3":
         assert sorted(re.findall(r"rank (\d) holds (\d+) of", printed)) == [("0", "0"), ("1", "0")]
+        assert sorted(re.findall(r"rank (\d) ends with (\d+) of the head's", printed)) == [("0", "0"), ("1", "0")]
     whole = tmp_path / "whole" / "test"
     assert_close(whole, alone[precision], tolerance)
     for measure in ("spectra/effective_rank/mean", "spectra/effective_rank/q_proj"):  # of all ranks' tokens

@@ -12,7 +12,19 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, save, table
 from benchmarks.process import BenchmarkError
 
-NAMES = ("layer", "decoding", "logits", "tracking", "spectra", "training", "dora", "scaling", "mixed", "estimate")
+NAMES = (
+    "layer",
+    "decoding",
+    "logits",
+    "tracking",
+    "spectra",
+    "training",
+    "dora",
+    "startup",
+    "scaling",
+    "mixed",
+    "estimate",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

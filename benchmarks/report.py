@@ -315,6 +315,21 @@ def _spectra(details: Details) -> str:
     return _markdown(["way", "ms", "floor's operations / time, GFLOP/s"], rows)
 
 
+def _startup(details: Details) -> str:
+    rows = [
+        [name, median(seconds), median(details["seconds_to_its_end"][name])]
+        for name, seconds in details["seconds_to_first_step"].items()
+    ]
+    measured = _markdown(["contender", "s to the first step", "s to its end"], rows)
+    imports = details["import_seconds"]
+    packages = dict.fromkeys(package for of in imports.values() for package in of)
+    shown = [package for package in packages if max(of.get(package, 0) for of in imports.values()) >= 0.05]
+    shown.sort(key=lambda package: -max(of.get(package, 0) for of in imports.values()))
+    rows = [[package, *(1e3 * of.get(package, 0.0) for of in imports.values())] for package in shown]
+    rows.append(["all", *(1e3 * sum(of.values()) for of in imports.values())])
+    return f"{measured}\n\nImports, in ms (`python -X importtime`):\n\n{_markdown(['package', *imports], rows)}"
+
+
 def _tracking(details: Details) -> str:
     row = [1e3 * median(details["tracking"]), 1e3 * median(details["steps"]), details["interval"]]
     return _markdown(["tracking at a validation, ms", "training step, ms", "steps between validations"], [row])
@@ -322,12 +337,8 @@ def _tracking(details: Details) -> str:
 
 def _training(details: Details) -> str:
     rates, padding, peaks = (details[key] for key in ("tokens_per_second", "padding_share", "peak_bytes"))
-    begun = details["seconds_to_first_step"]
-    rows = [
-        [name, median(rates[name]), 100 * median(padding[name]), median(peaks[name]) / 2**20, median(begun[name])]
-        for name in rates
-    ]
-    measured = _markdown(["contender", "tokens/s", "padding, %", "peak memory, MiB", "s to the first step"], rows)
+    rows = [[name, median(rates[name]), 100 * median(padding[name]), median(peaks[name]) / 2**20] for name in rates]
+    measured = _markdown(["contender", "tokens/s", "padding, %", "peak memory, MiB"], rows)
     profiles = {(name,): of["operations"] for name, of in details["profiles"].items()}
     return f"{measured}\n\n{_operations(profiles, ['a step of'])}" if profiles else measured
 
@@ -341,6 +352,7 @@ FLOORS: dict[str, Callable[[Details], str]] = {
     "mixed": _mixed,
     "scaling": _scaling,
     "spectra": _spectra,
+    "startup": _startup,
     "tracking": _tracking,
     "training": _training,
 }

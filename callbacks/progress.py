@@ -1,4 +1,5 @@
-"""One progress bar for the whole of training, in optimizer steps: loss, perplexity, tokens/s, time left."""
+"""One progress bar for the whole of training, in optimizer steps: loss, perplexity, tokens/s, time left; and one for
+the answers of ``predict``."""
 
 import sys
 from typing import Any
@@ -35,12 +36,14 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step the run stands at."""
         if self._enabled:
-            total = pl_module.total_steps
-            wait = self.refresh if sys.stdout.isatty() else 30 * self.refresh
-            self._bar = tqdm(
-                total=total, initial=trainer.global_step, desc="train", unit="step", file=sys.stdout, mininterval=wait,
-                dynamic_ncols=True, maxinterval=2 * wait,
-            )  # fmt: skip
+            self._bar = self._opened("train", "step", trainer.global_step, pl_module.total_steps)
+
+    def _opened(self, what: str, unit: str, initial: int = 0, total: Any = None) -> tqdm:
+        wait = self.refresh if sys.stdout.isatty() else 30 * self.refresh
+        return tqdm(
+            total=total, initial=initial, desc=what, unit=unit, file=sys.stdout, mininterval=wait, dynamic_ncols=True,
+            maxinterval=2 * wait,
+        )  # fmt: skip
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
@@ -71,6 +74,28 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar of answers; how many there will be, a stream does not know."""
+        if self._enabled:
+            self._bar = self._opened("predict", "answer")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance it by the answers of this rank's batch."""
+        if self._bar is not None:
+            self._bar.update(len(outputs))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close it."""
+        self.on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar, so that the error stands on a line of its own."""

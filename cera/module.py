@@ -345,7 +345,10 @@ class CausalLM(LightningModule):
         """Optimizer steps of the whole run; for a number of epochs, by counting the steps of the first."""
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
-        return self.trainer.datamodule.steps_per_epoch() * self.trainer.max_epochs  # type: ignore[attr-defined]
+        steps = self.trainer.datamodule.steps_per_epoch()  # type: ignore[attr-defined]
+        if isinstance(limit := self.trainer.limit_train_batches, int):
+            steps = min(steps, math.ceil(limit / self.trainer.accumulate_grad_batches))
+        return steps * self.trainer.max_epochs  # type: ignore[operator]
 
     # Validation, test, predict
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import layer, logits, spectra, tracking, training
+from benchmarks import layer, logits, spectra, startup, tracking, training
 from benchmarks.__main__ import main
 from benchmarks.harness import Goal, Result, Row, environment, interleaved, ratios, save, table, timed
 from benchmarks.operations import COMPILED
@@ -173,6 +173,24 @@ def test_contenders_train_and_are_measured_by_one_clock(tiny_llama, gsm8k):
     assert COMPILED in profiles["cera_compiled"]["operations"]
     for of in profiles.values():
         assert 0 < sum(of["operations"].values()) < 2 * of["seconds"]  # of two threads
+
+
+def test_imports_are_timed_by_package():
+    found = startup.import_seconds("import json.tool, wave")
+    assert found["json"] > 0
+    assert found["wave"] > 0
+    assert sum(found.values()) < 10
+    assert "torch" not in found
+
+
+@pytest.mark.slow
+def test_the_start_is_measured_from_the_start_of_the_process(tiny_llama, gsm8k):
+    options = ["--r", "4", "--batch_size", "1", "--max_length", "128"]
+    result = startup.compare(tiny_llama, gsm8k / "train.jsonl", rounds=1, options=options)
+    begun, ended = (result.details[key] for key in ("seconds_to_first_step", "seconds_to_its_end"))
+    for name, imported in result.details["import_seconds"].items():
+        assert imported["torch"] > 0
+        assert 1 < begun[name][0] < ended[name][0]
 
 
 @pytest.mark.slow

@@ -55,11 +55,18 @@ def test_loss_is_that_of_the_full_logits(loaded):
     assert losses.numel() == (batch["labels"] != IGNORE).sum() == batch["step_labels"]
 
 
-def test_logits_are_computed_only_where_there_is_a_label(loaded):
+def test_logits_are_computed_only_where_there_is_a_label(loaded, monkeypatch):
     made, batch = loaded
     seen = []
     head = made.model.get_base_model().get_output_embeddings()
-    head.register_forward_hook(lambda _, args, output: seen.append(tuple(output.shape)))
+    linear = F.linear
+
+    def watched(states, weight, bias=None):
+        if weight is head.weight:
+            seen.append((*states.shape[:-1], len(weight)))
+        return linear(states, weight, bias)
+
+    monkeypatch.setattr(F, "linear", watched)
     made.answer_nll(batch)
     empty, *chunks = seen
     assert empty == (*batch["labels"].shape[:1], 0, head.out_features)
@@ -138,6 +145,14 @@ def test_epochs_are_counted_where_no_number_of_steps_is_given(tiny_llama):
     fit.fit(made, source)
     assert made.total_steps == 2 * source.steps_per_epoch()
     assert fit.global_step == pytest.approx(made.total_steps, abs=2)  # another order may pack a little differently
+
+
+def test_an_epoch_that_is_cut_short_has_fewer_steps(tiny_llama):
+    made = module(tiny_llama)
+    fit = trainer(max_steps=-1, max_epochs=2, limit_train_batches=3, accumulate_grad_batches=2)
+    fit.fit(made, data(tiny_llama))
+    assert made.total_steps == fit.global_step == 4
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)  # the schedule ends with the run
 
 
 @pytest.mark.parametrize(

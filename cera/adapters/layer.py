@@ -229,7 +229,8 @@ class CeraLayer(BranchLayer):
         """Norms of the rows of ``W0 + s W_down W_up``, (out_features,), computed in fp32."""
         linear = self.get_base_layer()
         up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.cera_up, self.cera_down))
-        with gather_params_ctx([*linear.parameters(), up, down]):  # type: ignore[list-item]
+        read = [*linear.parameters(), up, down]
+        with gather_params_ctx(read, modifier_rank=None):  # type: ignore[arg-type]
             weight = dequantize_module_weight(linear).float()
             if weight.shape != (self.out_features, self.in_features):
                 weight = weight.T  # Conv1D keeps (in, out)

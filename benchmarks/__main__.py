@@ -13,17 +13,8 @@ from benchmarks.harness import RESULTS, save, table
 from benchmarks.process import BenchmarkError
 
 NAMES = (
-    "layer",
-    "decoding",
-    "logits",
-    "tracking",
-    "spectra",
-    "training",
-    "dora",
-    "startup",
-    "scaling",
-    "mixed",
-    "estimate",
+    *("layer", "decoding", "logits", "tracking", "spectra"),
+    *("training", "dora", "startup", "scaling", "mixed", "estimate"),
 )
 
 

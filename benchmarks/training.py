@@ -61,7 +61,7 @@ def compare(
     options: Sequence[str] = (),
     profiled: Sequence[str] = (),
 ) -> Result:
-    """Rounds of all contenders in processes of their own, after one step of each that fills the caches.
+    """Rounds of all contenders in processes of their own; if there are several, after one step that fills the caches.
 
     Args:
         names: Of ``benchmarks.contender.NAMES``; ``cera`` is one of them.
@@ -74,7 +74,8 @@ def compare(
         profiled: Of the contenders in ``train.py``, those that are run once more to say where the time goes.
     """
     contender = partial(contending, base, data, options)
-    interleaved({name: contender(name, 1) for name in names}, rounds=1)
+    if rounds > 1:
+        interleaved({name: contender(name, 1) for name in names}, rounds=1)
     long = {name: WARMUP + 2 * (steps - WARMUP) if name in PADDED else steps for name in names}
     runs = interleaved({name: contender(name, long[name]) for name in names}, rounds)
     rates = {name: [tokens_per_second(one["steps"]) for one in of] for name, of in runs.items()}

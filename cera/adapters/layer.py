@@ -192,7 +192,8 @@ class CeraLayer(BranchLayer):
         super().update_layer(adapter_name, r, config)
         if hybrid:
             magnitude = self.cera_magnitude[adapter_name]
-            with torch.no_grad(), gather_params_ctx([magnitude]):  # type: ignore[list-item]
+            read = [*self.get_base_layer().parameters(), *self.cera_up.parameters(), *self.cera_down.parameters()]
+            with torch.no_grad(), gather_params_ctx([magnitude, *read]):  # type: ignore[list-item]
                 magnitude.copy_(self._norms(adapter_name))
 
     def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
@@ -226,16 +227,18 @@ class CeraLayer(BranchLayer):
 
     @torch.no_grad()
     def _norms(self, adapter_name: str) -> Tensor:
-        """Norms of the rows of ``W0 + s W_down W_up``, (out_features,), computed in fp32."""
+        """Norms of the rows of ``W0 + s W_down W_up``, (out_features,), computed in fp32.
+
+        Within ``forward`` ZeRO-3 itself gathers what is read here, as it does for any weight of another module, and
+        keeps it until the end of this one.
+        """
         linear = self.get_base_layer()
         up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.cera_up, self.cera_down))
-        read = [*linear.parameters(), up, down]
-        with gather_params_ctx(read, modifier_rank=None):  # type: ignore[arg-type]
-            weight = dequantize_module_weight(linear).float()
-            if weight.shape != (self.out_features, self.in_features):
-                weight = weight.T  # Conv1D keeps (in, out)
-            product = down.float() @ up.float() * self.scaling[adapter_name]
-            return torch.linalg.vector_norm(weight + product.to(weight.device), dim=1).to(down.dtype)
+        weight = dequantize_module_weight(linear).float()
+        if weight.shape != (self.out_features, self.in_features):
+            weight = weight.T  # Conv1D keeps (in, out)
+        product = down.float() @ up.float() * self.scaling[adapter_name]
+        return torch.linalg.vector_norm(weight + product.to(weight.device), dim=1).to(down.dtype)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """``W0 x`` plus the updates of the active adapters.

@@ -171,7 +171,8 @@ class CausalLM(LightningModule):
             return
         if self.trainer.state.fn == "fit":
             self.check_steps(self.total_steps)
-        _ = self._ends_in_its_head  # found out now: from here on ZeRO-3 would partition the skeleton that it takes
+        if self.trainer.state.fn != "predict":  # which has no loss
+            _ = self._ends_in_its_head  # found out now: from here on ZeRO-3 would partition the skeleton that it takes
         dtype = base_dtype(self.trainer.precision)
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
         with loading():
@@ -348,7 +349,7 @@ class CausalLM(LightningModule):
         steps = self.trainer.datamodule.steps_per_epoch()  # type: ignore[attr-defined]
         if isinstance(limit := self.trainer.limit_train_batches, int):
             steps = min(steps, math.ceil(limit / self.trainer.accumulate_grad_batches))
-        return steps * self.trainer.max_epochs  # type: ignore[operator]
+        return steps * cast(int, self.trainer.max_epochs)
 
     # Validation, test, predict
 

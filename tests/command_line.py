@@ -10,6 +10,12 @@ from conftest import REPOSITORY
 
 import train
 
+STRATEGIES = {
+    "ddp": ["--trainer.strategy=ddp"],
+    "zero2": ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=2"],
+    "zero3": ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=3"],
+}
+
 
 def command(base: str, runs: Path, *overrides: str, config: str = "configs/smol_cera.yaml") -> list[str]:
     """The command for a short run of ``base`` in fp32, with as little around it as possible."""
@@ -20,6 +26,11 @@ def command(base: str, runs: Path, *overrides: str, config: str = "configs/smol_
         "--data.batch_size=2", "--trainer.precision=32-true", "--trainer.max_steps=8", "--trainer.val_check_interval=4",
         "--trainer.num_sanity_val_steps=0", "--checkpoint_every=3", "--answer_tokens=0", *overrides,
     ]  # fmt: skip
+
+
+def two(strategy: str, batch_size: int = 2) -> list[str]:
+    """Options for two processes, each with batches of ``batch_size``."""
+    return [*STRATEGIES[strategy], "--trainer.devices=2", f"--data.batch_size={batch_size}"]
 
 
 def environment() -> dict[str, str]:

@@ -5,22 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import command, losses, run
+from command_line import command, losses, run, two
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-STRATEGIES = {
-    "ddp": ["--trainer.strategy=ddp"],
-    "zero2": ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=2"],
-    "zero3": ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=3"],
-}
 # dropout differs between ranks by design, so it is off where runs of one and two processes are compared
 COMMON = ["--model.adapter.init_args.dropout=0", "--trainer.gradient_clip_val=1.0"]
-
-
-def two(strategy: str, batch_size: int = 2) -> list[str]:
-    return [*STRATEGIES[strategy], "--trainer.devices=2", f"--data.batch_size={batch_size}"]
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from itertools import islice
 
 import pytest
 import torch
-from command_line import command, losses, run
+from command_line import command, losses, run, two
 from fitting import fit
 from lightning.pytorch.callbacks import Callback
 from probes import BadBatch, Batches
-from test_distributed import two
 
 from callbacks import Checkpoints, Diverged, DivergenceGuard, GenerationSamples, SpectralTracker, Throughput
 from cera.data import ChatData, GSMSymbolic

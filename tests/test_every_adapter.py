@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from command_line import command, losses, run
+from command_line import STRATEGIES, command, losses, run
 from conftest import REPOSITORY
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -80,12 +80,11 @@ def options(name, tiny_llama, runs, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_zero2_in_two_processes_and_resume(tiny_llama, tmp_path, name):
-    zero2 = ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=2"]
-    two = [*zero2, "--trainer.devices=2", "--trainer.precision=bf16-true", "--checkpoint_every=4"]
-    whole = options(name, tiny_llama, tmp_path / "whole", *two)
+    zero2 = [*STRATEGIES["zero2"], "--trainer.devices=2", "--trainer.precision=bf16-true", "--checkpoint_every=4"]
+    whole = options(name, tiny_llama, tmp_path / "whole", *zero2)
     run(whole)
     assert (tmp_path / "whole" / "test" / "adapter" / "adapter_model.safetensors").exists()
-    stopped = options(name, tiny_llama, tmp_path / "stopped", *two)
+    stopped = options(name, tiny_llama, tmp_path / "stopped", *zero2)
     run([*stopped, "--trainer.limit_train_batches=4", "--trainer.max_epochs=1"])
     run([*stopped, "--ckpt_path=last"])
     ours, theirs = losses(tmp_path / "stopped" / "test"), losses(tmp_path / "whole" / "test")

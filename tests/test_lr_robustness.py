@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import command, environment, losses, run
+from command_line import STRATEGIES, command, environment, losses, run
 from conftest import REPOSITORY
 from fitting import fit
 from PIL import Image
@@ -310,11 +310,8 @@ def test_a_run_that_diverged_is_counted_by_itself_and_by_the_next(tiny_llama, tm
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_with_two_processes_the_first_one_writes(tiny_llama, tmp_path, strategy):
-    options = {
-        "ddp": ["--trainer.strategy=ddp"],
-        "zero2": ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=2"],
-    }[strategy]
-    lr_run(tiny_llama, tmp_path, "a", 0.01, *options, "--trainer.devices=2", "--trainer.precision=bf16-true")
+    options = [*STRATEGIES[strategy], "--trainer.devices=2", "--trainer.precision=bf16-true"]
+    lr_run(tiny_llama, tmp_path, "a", 0.01, *options)
     assert losses(tmp_path / "a", "lr_robustness/divergences") == {3: 0.0, 7: 0.0}
     assert compare(study_of(tmp_path / "a")[1]).popitem()[1].final_perplexity.keys() == {0.01}
     assert (tmp_path / "a" / "lr_robustness.png").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import command, losses, run
+from command_line import command, losses, run, two
 from fitting import fit
 from peft import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -723,16 +723,15 @@ def test_zero3_in_two_processes_equals_one(tiny_llama, tmp_path, name):
     options = ["--model.adapter=cera.HoulsbyConfig"] if name == "houlsby" else []
     options += [f"--model.adapter.init_args.{key}={value}" for key, value in arguments.items()]
     options += ["--trainer.precision=bf16-true"]
-    zero3 = ["--trainer.strategy=cera.strategies.DeepSpeed", "--trainer.strategy.init_args.stage=3"]
     run(command(tiny_llama, tmp_path / "one", *options, "--data.batch_size=4"))
-    run(command(tiny_llama, tmp_path / "two", *options, *zero3, "--trainer.devices=2"))
-    one, two = tmp_path / "one" / "test", tmp_path / "two" / "test"
+    run(command(tiny_llama, tmp_path / "two", *options, *two("zero3")))
+    alone, together = tmp_path / "one" / "test", tmp_path / "two" / "test"
     for column in ("train/loss", "val/perplexity"):
-        expected = losses(one, column)
-        assert losses(two, column) == pytest.approx(expected, rel=5e-3)
-    values = list(losses(one, "val/perplexity").values())
+        expected = losses(alone, column)
+        assert losses(together, column) == pytest.approx(expected, rel=5e-3)
+    values = list(losses(alone, "val/perplexity").values())
     assert values[-1] < values[0]
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), two / "adapter")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), together / "adapter")
     assert len(layers(loaded)) == 4 * len(PLACES[name])
     assert all(p.any() for n, p in loaded.named_parameters() if "cera_" in n)
-    run([*command(tiny_llama, tmp_path / "two", *options, *zero3, "--trainer.devices=2"), "--ckpt_path=last"])
+    run([*command(tiny_llama, tmp_path / "two", *options, *two("zero3")), "--ckpt_path=last"])

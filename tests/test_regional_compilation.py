@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from command_line import command, losses, run_here
+from command_line import STRATEGIES, command, losses, run_here
 from fitting import fit
 from peft import get_peft_model
 from torch._dynamo.utils import counters
@@ -105,9 +105,8 @@ def test_a_missing_compiler_is_told_before_anything_is_loaded(tiny_llama, tmp_pa
 
 
 def test_zero_3_is_refused(tiny_llama, tmp_path, monkeypatch, capsys):
-    arguments = ["--model.compile_layers=true", "--trainer.strategy=cera.strategies.DeepSpeed"]
-    arguments.append("--trainer.strategy.init_args.stage=3")
-    status, printed = run_here(monkeypatch, capsys, [*command(tiny_llama, tmp_path), *arguments])
+    arguments = command(tiny_llama, tmp_path, "--model.compile_layers=true", *STRATEGIES["zero3"])
+    status, printed = run_here(monkeypatch, capsys, arguments)
     assert status == 2
     assert "model.compile_layers: ZeRO-3 gathers" in printed
     assert not list(tmp_path.iterdir())

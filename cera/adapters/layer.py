@@ -191,9 +191,9 @@ class CeraLayer(BranchLayer):
             self.cera_magnitude[adapter_name] = nn.Parameter(torch.empty(self.out_features))
         super().update_layer(adapter_name, r, config)
         if hybrid:
-            magnitude = self.cera_magnitude[adapter_name]
-            read = [*self.get_base_layer().parameters(), *self.cera_up.parameters(), *self.cera_down.parameters()]
-            with torch.no_grad(), gather_params_ctx([magnitude, *read]):  # type: ignore[list-item]
+            magnitude = cast(nn.Parameter, self.cera_magnitude[adapter_name])
+            read = (self.get_base_layer(), self.cera_up[adapter_name], self.cera_down[adapter_name])
+            with torch.no_grad(), gather_params_ctx([magnitude, *(p for module in read for p in module.parameters())]):
                 magnitude.copy_(self._norms(adapter_name))
 
     def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:

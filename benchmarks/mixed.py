@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.decoding import BASE, adapted
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios, timed
 from cera import CeraConfig
-from cera.backbone import load_model
+from cera.models.backbone import load_model
 
 ADAPTERS = ("default", "second", "third", "fourth")
 TARGETS = ["q_proj", "v_proj"]

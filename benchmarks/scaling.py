@@ -20,7 +20,7 @@ from benchmarks.harness import Result, Row, interleaved, ratios, timed
 from benchmarks.logits import LABELLED, batch, module
 from benchmarks.process import forget_peak, memory
 from cera import CeraConfig
-from cera.throughput import TrainingFlops
+from cera.training.throughput import TrainingFlops
 
 VOCABULARY = 49_152  # SmolLM2's
 TARGETS = ["q_proj", "v_proj"]
@@ -54,7 +54,7 @@ QUICK = {"rank": (64, 512), "length": (128,), "layers": (8,)}
 def run(quick: bool) -> Result:
     """No goal: the ratios tell whether CeRA grows like LoRA does.
 
-    Floor of the time: the operations that the step asks for (``cera.throughput.TrainingFlops``) at the rate of a
+    Floor of the time: the operations that the step asks for (``TrainingFlops``) at the rate of a
     product of two square bf16 matrices of 2048, measured along with them. Peak memory is the growth over the loaded
     model's: activations, gradients and the optimizer's state.
     """

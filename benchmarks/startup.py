@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios
 from benchmarks.process import REPOSITORY
 from benchmarks.training import BASE, contending, gsm8k
-from cera.backbone import locate
+from cera.models.backbone import locate
 
 IMPORTS = {
     "cera": "import train",

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.harness import Goal, Result, Row
 from benchmarks.process import REPOSITORY, worker
-from cera.compose import compose
+from cera.cli.compose import compose
 
 CONFIG = REPOSITORY / "configs" / "smol_cera.yaml"
 

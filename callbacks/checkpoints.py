@@ -10,8 +10,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.divergence_guard import Diverged, all_finite
-from cera.checkpoint import newest_checkpoint
+from cera.callbacks.divergence_guard import Diverged, all_finite
+from cera.runs.checkpoints import newest_checkpoint
 
 
 class Checkpoints(Callback):

@@ -8,10 +8,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard.summary import hparams
 
-from cera.branches import by_module
-from cera.loggers import tensorboards
-from cera.studies.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
-from cera.studies.runs import Spectra, adapter_label, adapter_name, adapter_rank, read_spectra, spectra_files
+from cera.runs.finished import Spectra, adapter_label, adapter_name, adapter_rank, read_spectra, spectra_files
+from cera.runs.loggers import tensorboards
+from cera.spectral.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
+from cera.spectral.hooks import by_module
 
 SORTED_BY = ("val/perplexity", "spectra/effective_rank/mean", "spectra/auc_90/mean")
 """The metrics of the HParams tab: a run's last value of each."""

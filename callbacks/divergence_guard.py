@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from cera.checkpoint import replacing
-from cera.studies.runs import DIVERGED
+from cera.runs.checkpoints import replacing
+from cera.runs.finished import DIVERGED
 
 
 class Diverged(RuntimeError):

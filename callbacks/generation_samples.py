@@ -8,10 +8,10 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cera.checkpoint import replacing
 from cera.data.datamodule import Question
 from cera.evaluation import generate
-from cera.loggers import tensorboards
+from cera.runs.checkpoints import replacing
+from cera.runs.loggers import tensorboards
 
 
 class GenerationSamples(Callback):

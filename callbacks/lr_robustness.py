@@ -6,9 +6,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cera.loggers import log_now, tensorboards
+from cera.runs.finished import DIVERGED, RunError
+from cera.runs.loggers import log_now, tensorboards
 from cera.studies.lr_robustness import Robustness, compare, figure, save, study_of
-from cera.studies.runs import DIVERGED, RunError
 
 
 class LRRobustness(Callback):
@@ -33,7 +33,7 @@ class LRRobustness(Callback):
         """Refuse at once to work without a run directory.
 
         Raises:
-            cera.studies.runs.RunError: ``trainer.default_root_dir`` has no ``config.yaml``, which ``train.py`` writes.
+            cera.runs.finished.RunError: ``trainer.default_root_dir`` has no ``config.yaml``, which ``train.py`` writes.
         """
         if trainer.is_global_zero:
             study_of(trainer.default_root_dir)

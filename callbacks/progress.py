@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress import ProgressBar
 from tqdm import tqdm
 
-from cera.throughput import Meter
+from cera.training.throughput import Meter
 
 
 class Progress(ProgressBar):

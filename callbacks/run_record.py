@@ -13,7 +13,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cera.checkpoint import replacing
+from cera.runs.checkpoints import replacing
 
 PACKAGES = (
     "torch",

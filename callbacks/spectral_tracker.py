@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from cera.branches import Branch, Quantity, by_module, find_branches
-from cera.checkpoint import replacing
-from cera.loggers import log_now
+from cera.runs.checkpoints import replacing
+from cera.runs.finished import spectra_files
+from cera.runs.loggers import log_now
 from cera.spectral import NonFiniteError, SpectrumAccumulator, effective_rank, energy_rank
-from cera.studies.runs import spectra_files
+from cera.spectral.hooks import Branch, Quantity, by_module, find_branches
 
 
 class SpectralTracker(Callback):
@@ -228,6 +228,6 @@ def _whole(weight: Tensor) -> Tensor:
     """The weight, gathered if ZeRO-3 has partitioned it."""
     if not hasattr(weight, "ds_id"):
         return weight
-    from cera.strategies import gather
+    from cera.training.deepspeed import gather
 
     return gather({"weight": weight})["weight"]  # type: ignore[dict-item]

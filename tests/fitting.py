@@ -9,8 +9,8 @@ from peft import PeftConfig
 
 import cera
 from cera.data import ChatData, GSMSymbolic
-from cera.loggers import MetricsCSV
-from cera.module import CausalLM
+from cera.runs.loggers import MetricsCSV
+from cera.training.module import CausalLM
 
 
 def fit(

@@ -19,7 +19,7 @@ from cera.adapters.experts import CeraExperts, check_experts
 from cera.adapters.layer import NOT_MERGEABLE, BranchLayer, CeraLayer
 from cera.adapters.module_layer import ModuleLayer
 from cera.adapters.placement import default_targets, hidden_size
-from cera.adapters.target_modules import TARGET_MODULES
+from cera.adapters.targets import TARGET_MODULES
 
 
 class CeraModel(BaseTuner):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cera.backbone import PACKAGE
+from cera.models.backbone import PACKAGE
 
 INSTEAD = "configs/smol_cera.yaml runs on a CPU, without a hub: python train.py --config configs/smol_cera.yaml"
 

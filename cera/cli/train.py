@@ -32,18 +32,19 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from peft import PeftConfig
 
-from callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, Summary, TaskEvaluation
-from cera import preflight, run_directory
-from cera.backbone import BackboneError, load_config
-from cera.checkpoint import AtomicCheckpointIO, CheckpointError, newest_checkpoint
-from cera.compose import Composing
+from cera.callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, Summary, TaskEvaluation
+from cera.cli import preflight
+from cera.cli.compose import Composing
+from cera.cli.suggest import with_suggestion
 from cera.data import ChatData, ChatDataset, DataError, TemplateError
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.records import RecordError
 from cera.evaluation.tasks import Task
-from cera.loggers import MetricsCSV
-from cera.module import CausalLM, base_dtype
-from cera.suggest import with_suggestion
+from cera.models.backbone import BackboneError, load_config
+from cera.runs import directory as run_directory
+from cera.runs.checkpoints import AtomicCheckpointIO, CheckpointError, newest_checkpoint
+from cera.runs.loggers import MetricsCSV
+from cera.training.module import CausalLM, base_dtype
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
@@ -254,7 +255,7 @@ def main(args: list[str]) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: 0 at the end, 2 after a user's mistake, 3 after ``callbacks.DivergenceGuard`` stopped the run,
+        The exit status: 0 at the end, 2 after a user's mistake, 3 after ``DivergenceGuard`` stopped the run,
         128 + N after signal N did. The latter two are the first process's: those it started end with 0, for Lightning
         kills the first one when another ends with anything else.
     """

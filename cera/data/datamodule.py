@@ -12,12 +12,12 @@ import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from cera.backbone import load_tokenizer
-from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import ChatEncoder
 from cera.data.datasets import ChatDataset
 from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
+from cera.models.backbone import load_tokenizer
+from cera.runs.checkpoints import CheckpointError, differences
 
 SPLIT_SEED = 0
 """Seed of the held-out rows. Not the run's: every run of a study is validated on the same rows."""

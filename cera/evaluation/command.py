@@ -18,15 +18,15 @@ import torch
 import torch.distributed as dist
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from cera.backbone import BackboneError, load_config, load_model, load_tokenizer
-from cera.compose import Composing
+from cera.cli.compose import Composing
 from cera.data import ChatDataset, DataError
 from cera.evaluation import compare
 from cera.evaluation.evaluate import Evaluation, evaluate, prepare, table
 from cera.evaluation.generation import TransformersBackend
 from cera.evaluation.records import RecordError
 from cera.evaluation.tasks import Task
-from cera.saved_adapter import AdapterError, SavedAdapter
+from cera.models.backbone import BackboneError, load_config, load_model, load_tokenizer
+from cera.runs.saved_adapter import AdapterError, SavedAdapter
 
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cera.checkpoint import differences
 from cera.evaluation.evaluate import scores
 from cera.evaluation.records import Record, RecordError, read
-from cera.evaluation.significance import mcnemar, paired_bootstrap
+from cera.evaluation.statistics import mcnemar, paired_bootstrap
+from cera.runs.checkpoints import differences
 
 
 def find(folder: Path, name: str | None) -> Path:

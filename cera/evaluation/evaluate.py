@@ -14,14 +14,14 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from cera.checkpoint import differences, replacing
 from cera.evaluation import answers
 from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths, encode
 from cera.evaluation.pass_at_k import pass_at_k
 from cera.evaluation.prompts import Prompt
 from cera.evaluation.records import Record, RecordError, Records
-from cera.evaluation.significance import bootstrap
+from cera.evaluation.statistics import bootstrap
 from cera.evaluation.tasks import Problem, Task
+from cera.runs.checkpoints import differences, replacing
 
 OUTLAST = timedelta(days=7)
 """How long ranks wait for the last one's problems."""

@@ -5,7 +5,7 @@
     python -m cera.evaluation.lm_eval rescore runs/smol_cera/eval/gsm8k/records.jsonl
 
 All arguments are lm-eval's (``docs/lm_eval.md`` has the whole command). Of ``--model_args``, ``peft`` may name a run
-directory, ``pretrained`` is the adapter's base unless it is given, and names a base as ``cera.backbone`` does.
+directory, ``pretrained`` is the adapter's base unless it is given, and names a base as ``cera.models.backbone`` does.
 ``rescore`` holds lm-eval's rule against that of ``cera.evaluation.answers``, on the same answers: those of
 ``--log_samples``, or of our own records.
 """
@@ -21,15 +21,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from cera.backbone import BackboneError, locate
 from cera.data import DataError
 from cera.evaluation import answers
 from cera.evaluation.records import Record, read
 from cera.evaluation.tasks import GSM8K
-from cera.saved_adapter import AdapterError, SavedAdapter
+from cera.models.backbone import BackboneError, locate
+from cera.runs.saved_adapter import AdapterError, SavedAdapter
 
 METRIC = "exact_match"
-TASKS = Path(__file__).parents[2] / "configs" / "lm_eval"
+TASKS = Path(__file__).parents[1] / "configs" / "lm_eval"
 
 
 def main() -> int:

@@ -26,13 +26,13 @@ import datasets
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from tqdm import tqdm
 
-from cera.checkpoint import replacing
-from cera.compose import compose
+from cera.cli.compose import compose
 from cera.data import ChatDataset, DataError, Rows
 from cera.data.chat import Message
 from cera.data.datasets import question_and_answer
 from cera.data.rows import LOADERS
 from cera.evaluation.tasks import Task
+from cera.runs.checkpoints import replacing
 
 FIELDS = ("question", "answer", "both")
 SHOWN = 10

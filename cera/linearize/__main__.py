@@ -2,7 +2,7 @@
 
 import sys
 
-from cera.studies.linearize import main
+from cera.linearize.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -20,16 +20,16 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn import functional as F
 
-from cera.backbone import BackboneError
-from cera.branches import by_module
 from cera.data import DataError
 from cera.data.chat import IGNORE
-from cera.evaluation import Perplexity
-from cera.linearize import EVERY, Linearization, can_linearize, linearize
-from cera.saved_adapter import AdapterError, SavedAdapter
-from cera.studies.figures import FLOOR, panels
-from cera.studies.runs import RunError
-from cera.studies.spectra import chats_for
+from cera.linearize.fit import EVERY, Linearization, can_linearize, linearize
+from cera.models.backbone import BackboneError
+from cera.runs.finished import RunError
+from cera.runs.saved_adapter import AdapterError, SavedAdapter
+from cera.spectral.command import chats_for
+from cera.spectral.figures import FLOOR, panels
+from cera.spectral.hooks import by_module
+from cera.training.perplexity import Perplexity
 
 ENOUGH = 10
 """Tokens per input of a layer from which a fit is not much its noise: d / n of the residual is explained by chance."""

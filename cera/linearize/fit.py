@@ -46,8 +46,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cera.adapters import CeraConfig, CeraLayer
-from cera.branches import base_name
 from cera.spectral import SpectrumAccumulator
+from cera.spectral.hooks import base_name
 
 __all__ = ["Linearization", "LinearizedLayer", "can_linearize", "least_squares", "linearize"]
 

@@ -1,7 +1,7 @@
 """How much memory training takes, by method and ZeRO stage, without loading or downloading weights.
 
-    python -m cera.estimate --config configs/cera_r128.yaml --model.base=configs/models/llama-3-8b --devices 8
-    python -m cera.estimate --config configs/cera_r128.yaml --config configs/lora_r128.yaml --json memory.json
+    python -m cera.memory.estimate --config configs/cera_r128.yaml --model.base=configs/models/llama-3-8b --devices 8
+    python -m cera.memory.estimate --config configs/cera_r128.yaml --config configs/lora_r128.yaml --json memory.json
 
 Each ``--config`` is a training run, and has a row for each ZeRO stage; any other option is one of ``train.py``, and
 goes to all of them. Weights, gradients and the optimizer's state are counted. What a step makes and lets go of is
@@ -33,15 +33,15 @@ from peft import PeftConfig, get_peft_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cera.backbone import build_skeleton
-from cera.checkpoint import replacing
-from cera.compose import Composing
+from cera.cli.compose import Composing
+from cera.cli.preflight import on_hub
+from cera.cli.suggest import with_suggestion
 from cera.data import ChatData, ChatDataset
-from cera.live_memory import LiveMemory, SelectedShare, materialize
-from cera.module import CausalLM, base_dtype
-from cera.preflight import on_hub
-from cera.studies.runs import adapter_label
-from cera.suggest import with_suggestion
+from cera.memory.live_memory import LiveMemory, SelectedShare, materialize
+from cera.models.backbone import build_skeleton
+from cera.runs.checkpoints import replacing
+from cera.runs.finished import adapter_label
+from cera.training.module import CausalLM, base_dtype
 
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("bf16-true", "bf16-mixed", "16-true", "16-mixed", "32-true")
@@ -473,7 +473,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed is imported for its options only
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # a trainer tells of GPUs that are not used
     usage = argparse.ArgumentParser(
-        prog="python -m cera.estimate",
+        prog="python -m cera.memory.estimate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from cera.checkpoint import CheckpointError
+from cera.runs.checkpoints import CheckpointError
 
 RUN_DIR = "CERA_RUN_DIR"
 """Environment variable by which the first process tells those it starts which directory was chosen."""

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 DIVERGED = "diverged.json"
-"""What ``callbacks.DivergenceGuard`` leaves in the directory of a run that it stopped."""
+"""What ``cera.callbacks.DivergenceGuard`` leaves in the directory of a run that it stopped."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 LABELS = {"Cera": "CeRA", "Lora": "LoRA", "AdaLora": "AdaLoRA"}
@@ -157,7 +157,7 @@ class Run:
         return None
 
     def spectra(self) -> list[Spectra]:
-        """What ``callbacks.SpectralTracker`` kept, in order of steps."""
+        """What ``cera.callbacks.SpectralTracker`` kept, in order of steps."""
         return [read_spectra(path) for path in spectra_files(self.path).values()]
 
 

@@ -9,7 +9,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from cera.checkpoint import replacing
+from cera.runs.checkpoints import replacing
 
 
 class _Appender(_ExperimentWriter):

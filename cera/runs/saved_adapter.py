@@ -12,7 +12,7 @@ import yaml
 from peft import PeftModel
 
 import cera.adapters  # noqa: F401  # makes CeRA's adapter files loadable
-from cera.backbone import Quantization, load_model
+from cera.models.backbone import Quantization, load_model
 
 
 class AdapterError(ValueError):
@@ -25,7 +25,7 @@ class SavedAdapter:
 
     Attributes:
         folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
-        base: Its base model, as ``cera.backbone`` names one.
+        base: Its base model, as ``cera.models.backbone`` names one.
         quantization: Of the base in the run that trained it.
     """
 

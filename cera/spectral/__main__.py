@@ -2,7 +2,7 @@
 
 import sys
 
-from cera.studies.spectra import main
+from cera.spectral.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

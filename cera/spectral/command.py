@@ -12,13 +12,13 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from cera.backbone import BackboneError
-from cera.branches import Quantity, by_module, find_branches
 from cera.data import ChatData, ChatDataset, DataError, GSMSymbolic
-from cera.saved_adapter import AdapterError, SavedAdapter
+from cera.models.backbone import BackboneError
+from cera.runs.finished import Run, RunError, Spectra, adapter_label
+from cera.runs.saved_adapter import AdapterError, SavedAdapter
 from cera.spectral import SpectrumAccumulator, effective_rank, energy_rank
-from cera.studies.figures import Layers, side_by_side
-from cera.studies.runs import Run, RunError, Spectra, adapter_label
+from cera.spectral.figures import Layers, side_by_side
+from cera.spectral.hooks import Quantity, by_module, find_branches
 
 PROBLEMS = GSMSymbolic(problem_seed=1)
 """What adapters are measured on unless told otherwise: problems from another seed than those of the training set."""

@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import cera.adapters  # noqa: F401  # makes CeRA and its like PEFT methods
 from cera.adapters.budget import trainable_parameters
-from cera.compose import compose
-from cera.studies.runs import adapter_rank
+from cera.cli.compose import compose
+from cera.runs.finished import adapter_rank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "configs" / "adapters"

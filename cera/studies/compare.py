@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cera.runs.finished import Run, RunError
 from cera.spectral import effective_rank, energy_rank
-from cera.studies.runs import Run, RunError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

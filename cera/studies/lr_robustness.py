@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from cera.checkpoint import replacing
-from cera.studies.runs import Run, RunError, find_runs, labels, siblings
+from cera.runs.checkpoints import replacing
+from cera.runs.finished import Run, RunError, find_runs, labels, siblings
 
 WITHIN = 0.01
 """A learning rate counts as good if its final perplexity is at most this share above that of the best."""

@@ -23,14 +23,15 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
 import cera.adapters  # noqa: F401  # makes CeRA a PeftConfig like the others
-from cera.adalora import RankSchedule
-from cera.backbone import Quantization, build_skeleton, load_model, load_tokenizer
-from cera.checkpoint import CheckpointError, differences
 from cera.data.chat import IGNORE
-from cera.evaluation import Perplexity, generate
-from cera.linear_cross_entropy import ends_in_its_head, linear_cross_entropy
-from cera.output_head import head_reads
-from cera.regional_compilation import compile_layers
+from cera.evaluation.generation import generate
+from cera.models.backbone import Quantization, build_skeleton, load_model, load_tokenizer
+from cera.models.compiled_layers import compile_layers
+from cera.models.linear_cross_entropy import ends_in_its_head, linear_cross_entropy
+from cera.models.output_head import head_reads
+from cera.runs.checkpoints import CheckpointError, differences
+from cera.training.adalora import RankSchedule
+from cera.training.perplexity import Perplexity
 
 UNSUPPORTED = {PeftType.XLORA, PeftType.POLY, PeftType.CPT}
 
@@ -43,7 +44,7 @@ class CausalLM(LightningModule):
     micro-batches; logits are computed only where there is a label, and a few hundred tokens' at a time.
 
     Args:
-        base: The frozen model: hub id, local directory, GGUF file or ``package://`` (see ``cera.backbone``).
+        base: The frozen model: hub id, local directory, GGUF file or ``package://`` (see ``cera.models.backbone``).
         adapter: Any PEFT configuration.
         learning_rate: Peak learning rate.
         weight_decay: On matrices; vectors (norms, biases) never decay. The paper names none.
@@ -55,7 +56,7 @@ class CausalLM(LightningModule):
             under autocast. ``None`` gives the adapter the precision of the base. (bf16-mixed and 32-true have fp32
             weights anyway; DeepSpeed keeps fp32 master weights itself.)
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
-        compile_layers: Train with compiled layers (``cera.regional_compilation``): the same run but for rounding, and
+        compile_layers: Train with compiled layers (``cera.models.compiled_layers``): the same run but for rounding, and
             faster after a first step that compiles them. Needs a C++ compiler on a CPU, and no ZeRO-3.
         attn_implementation: transformers' name of the attention kernel; ``None`` lets it choose.
         max_new_tokens: Longest answer of ``predict``, in tokens.

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from cera import CeraConfig, CeraLayer
 from cera.adapters import ACTIVATIONS
-from cera.backbone import load_model
+from cera.models.backbone import load_model
 
 sigmoid = np.vectorize(lambda z: 1 / (1 + math.exp(-z)), otypes=[float])
 normal_cdf = np.vectorize(lambda z: (1 + math.erf(z / math.sqrt(2))) / 2, otypes=[float])

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from callbacks import SpectralTracker
 from cera import CeraConfig
 from cera.adapters import CeraExperts
 from cera.adapters.experts import IMPLEMENTATIONS, PARAMETERS
-from cera.backbone import load_model
-from cera.branches import find_branches
-from cera.module import CausalLM
+from cera.callbacks import SpectralTracker
+from cera.models.backbone import load_model
+from cera.spectral.hooks import find_branches
+from cera.training.module import CausalLM
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 R, E, HIDDEN, LAYERS = 4, 4, 32, 2

@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from cera import CeraConfig
 from cera.adapters import CeraLayer
-from cera.branches import find_branches
 from cera.spectral import SpectrumAccumulator
+from cera.spectral.hooks import find_branches
 
 R = 4
 HIDDEN, KEYS = 32, 16

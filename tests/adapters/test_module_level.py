@@ -5,12 +5,12 @@ import json
 import math
 import pickle
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command_line import command, losses, run, two
+from conftest import REPOSITORY
 from fitting import fit
 from peft import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -31,13 +31,13 @@ import cera
 from cera import CeraConfig, CeraLayer, HoulsbyConfig, ModuleLayer, ParallelConfig, bottleneck_for
 from cera.adapters import trainable_parameters
 from cera.adapters.placement import MODULES, default_targets
-from cera.backbone import build_skeleton, load_config, load_model
-from cera.branches import find_branches
-from cera.module import CausalLM
-from cera.studies.runs import curve
-from cera.studies.spectra import measure
+from cera.models.backbone import build_skeleton, load_config, load_model
+from cera.runs.finished import curve
+from cera.spectral.command import measure
+from cera.spectral.hooks import find_branches
+from cera.training.module import CausalLM
 
-LLAMA_3_8B = str(Path(__file__).parent.parent / "configs" / "models" / "llama-3-8b")
+LLAMA_3_8B = str(REPOSITORY / "configs" / "models" / "llama-3-8b")
 INPUT_IDS = torch.arange(24).view(3, 8)
 ADAPTERS = {
     "cera on attention": (CeraConfig, {"granularity": "module"}),

@@ -1,15 +1,14 @@
 """The trainable parameters the paper reports for Llama-3-8B, counted on the meta device from its configuration."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import REPOSITORY
 from peft import LoraConfig, get_peft_model
 
 from cera import CeraConfig
-from cera.backbone import build_skeleton
+from cera.models.backbone import build_skeleton
 
-LLAMA_3_8B = str(Path(__file__).parent.parent / "configs" / "models" / "llama-3-8b")
+LLAMA_3_8B = str(REPOSITORY / "configs" / "models" / "llama-3-8b")
 BASE = 8_030_261_248
 QUERIES_AND_VALUES = {64: 27_262_976, 128: 54_525_952, 512: 218_103_808}
 

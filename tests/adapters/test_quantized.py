@@ -6,7 +6,7 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from peft.utils.integrations import dequantize_module_weight
 
 from cera import CeraConfig, CeraLayer
-from cera.backbone import load_model
+from cera.models.backbone import load_model
 
 bnb = pytest.importorskip("bitsandbytes")
 

@@ -4,7 +4,7 @@ from datasets import Dataset
 from peft import PeftModel
 
 from cera import CeraConfig
-from cera.backbone import load_model
+from cera.models.backbone import load_model
 
 trl = pytest.importorskip("trl")
 

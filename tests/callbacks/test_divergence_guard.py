@@ -10,9 +10,9 @@ from fitting import fit
 from lightning.pytorch.callbacks import Callback
 from probes import BadBatch, Batches
 
-from callbacks import Checkpoints, Diverged, DivergenceGuard, GenerationSamples, SpectralTracker, Throughput
+from cera.callbacks import Checkpoints, Diverged, DivergenceGuard, GenerationSamples, SpectralTracker, Throughput
 from cera.data import ChatData, GSMSymbolic
-from cera.studies.runs import DIVERGED
+from cera.runs.finished import DIVERGED
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +132,9 @@ def expected_padding(base: str) -> float:
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_two_processes(tiny_llama, tmp_path, strategy):
     guarded = [
-        {"class_path": "callbacks.GenerationSamples", "init_args": {"max_new_tokens": 4}},
-        {"class_path": "callbacks.Throughput", "init_args": {"every": 2}},
-        {"class_path": "callbacks.DivergenceGuard"},
+        {"class_path": "cera.callbacks.GenerationSamples", "init_args": {"max_new_tokens": 4}},
+        {"class_path": "cera.callbacks.Throughput", "init_args": {"every": 2}},
+        {"class_path": "cera.callbacks.DivergenceGuard"},
     ]
     bad = {"class_path": "probes.BadBatch", "init_args": {"step": 5, "rank": 1}}  # rank 0's own numbers are good
     arguments = command(tiny_llama, tmp_path, *two(strategy), "--trainer.precision=bf16-true")

@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import Checkpoints, GenerationSamples
+from cera.callbacks import Checkpoints, GenerationSamples
 from cera.evaluation import generate
 
 

@@ -9,10 +9,10 @@ from lightning import Callback
 from peft import LoHaConfig, LoraConfig
 
 import cera
-from callbacks import SpectralTracker
-from cera.branches import find_branches
+from cera.callbacks import SpectralTracker
+from cera.runs.finished import curve, read_spectra
 from cera.spectral import effective_rank, energy_rank
-from cera.studies.runs import curve, read_spectra
+from cera.spectral.hooks import find_branches
 
 ADAPTERS = {
     "cera": cera.CeraConfig(r=8, dropout=0.1, scaling=0.5),

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cera.compose import compose, merge
+from cera.cli.compose import compose, merge
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = REPOSITORY / "configs"
 
 
 def write(path: Path, text: str) -> Path:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cera.evaluation.answers import Extraction, correctness, equality, extract, is_correct
 from cera.evaluation.answers.notation import normalize
 from cera.evaluation.answers.numbers import number
+from cera.evaluation.answers.sandbox import Sandbox
 from cera.evaluation.answers.units import is_quantity
-from cera.evaluation.sandbox import Sandbox
 
 EQUAL = [
     # numbers

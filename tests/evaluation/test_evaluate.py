@@ -16,13 +16,13 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import cera
-from callbacks import TaskEvaluation
-from cera.evaluation.__main__ import main
+from cera.callbacks import TaskEvaluation
+from cera.evaluation.command import main
 from cera.evaluation.evaluate import Evaluation, evaluate, prepare, table
 from cera.evaluation.generation import Sample, Sampling
 from cera.evaluation.records import RecordError, read
 from cera.evaluation.tasks import GSM8K, MATH
-from cera.module import CausalLM
+from cera.training.module import CausalLM
 
 ROWS = [{"problem": f"{i} + {i}?", "answer": str(2 * i), "level": 1 + i % 2, "subject": "Algebra"} for i in range(8)]
 

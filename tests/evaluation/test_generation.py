@@ -26,7 +26,7 @@ from transformers import (
 
 from cera import CeraConfig
 from cera.evaluation import generate
-from cera.evaluation.generation import InverseCDF, Sample, Sampling, TransformersBackend, uniforms
+from cera.evaluation.generation.backend import InverseCDF, Sample, Sampling, TransformersBackend, uniforms
 
 PROMPTS = [
     "<|im_start|>user\nHow much is two and two?<|im_end|>\n<|im_start|>assistant\n",

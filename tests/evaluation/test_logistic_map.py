@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cera.evaluation.logistic_map import (
+from cera.evaluation.tasks.logistic_map import (
     Problem,
     figure,
     main,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cera.compose import compose
+from cera.cli.compose import compose
 from cera.data.chat import ChatEncoder
 from cera.evaluation.prompts import Example, Prompt
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cera.evaluation import significance
-from cera.evaluation.significance import bootstrap, mcnemar, paired_bootstrap, wilson
+from cera.evaluation import statistics as significance
+from cera.evaluation.statistics import bootstrap, mcnemar, paired_bootstrap, wilson
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import cera
 from cera.adapters import ACTIVATIONS
 from cera.linearize import least_squares
+from cera.linearize.command import main
 from cera.spectral import NonFiniteError, SpectrumAccumulator
-from cera.studies.linearize import main
 
 Q5 = "model.layers.1.self_attn.q_proj"
 
@@ -432,7 +432,7 @@ def test_command_on_an_adapter_directory_and_a_chat_file(two_runs, tmp_path, cap
 
 
 def test_perplexity_is_that_of_all_labelled_tokens(tiny_llama, batches):
-    from cera.studies.linearize import perplexity
+    from cera.linearize.command import perplexity
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     labelled = [

@@ -16,8 +16,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 
 from cera import CeraConfig
-from cera.backbone import load_model
-from cera.estimate import (
+from cera.memory.estimate import (
     LIVE,
     PERSISTENT,
     STAGES,
@@ -32,8 +31,9 @@ from cera.estimate import (
     read,
     without_deepspeed,
 )
-from cera.live_memory import LiveMemory
-from cera.module import CausalLM
+from cera.memory.live_memory import LiveMemory
+from cera.models.backbone import load_model
+from cera.training.module import CausalLM
 
 CONFIGS = REPOSITORY / "configs"
 SMOL = f"--config={CONFIGS / 'smol_cera.yaml'}"

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from cera.backbone import BackboneError, build_skeleton, load_config, load_model, load_tokenizer, locate
+from cera.models.backbone import BackboneError, build_skeleton, load_config, load_model, load_tokenizer, locate
 
 
 def test_gguf_is_converted_once_and_whole(smol, tmp_path):
     code = (
-        "import sys; from cera.backbone import load_config, locate; "
+        "import sys; from cera.models.backbone import load_config, locate; "
         "load_config(sys.argv[1]); print('config', flush=True); print(locate(sys.argv[1]))"
     )
     environment = {**os.environ, "CERA_CACHE_DIR": str(tmp_path)}

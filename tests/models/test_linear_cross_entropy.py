@@ -20,8 +20,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from cera.linear_cross_entropy import CHUNK, ends_in_its_head, linear_cross_entropy
-from cera.module import CausalLM
+from cera.models.linear_cross_entropy import CHUNK, ends_in_its_head, linear_cross_entropy
+from cera.training.module import CausalLM
 
 
 def made(n: int, dtype: torch.dtype, bias: bool = False):

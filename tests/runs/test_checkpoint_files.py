@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from cera import run_directory
-from cera.checkpoint import AtomicCheckpointIO, CheckpointError, newest_checkpoint
-from cera.loggers import MetricsCSV
+from cera.runs import directory as run_directory
+from cera.runs.checkpoints import AtomicCheckpointIO, CheckpointError, newest_checkpoint
+from cera.runs.loggers import MetricsCSV
 
 
 def checkpoint(step: int = 3, size: int = 6) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cera.studies.runs import Run, RunError, find_runs, labels, siblings
+from cera.runs.finished import Run, RunError, find_runs, labels, siblings
 
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 64, "lora_alpha": 128}}
 CERA = {"class_path": "cera.CeraConfig", "init_args": {"r": 64, "dropout": 0.1}}

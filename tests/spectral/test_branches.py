@@ -7,9 +7,9 @@ from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import cera
-from cera.branches import find_branches, layer_labels
 from cera.spectral import effective_rank
-from cera.studies.spectra import measure
+from cera.spectral.command import measure
+from cera.spectral.hooks import find_branches, layer_labels
 
 TARGETS = ["q_proj", "v_proj"]
 ADAPTERS = {

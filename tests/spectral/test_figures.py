@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cera.spectral import energy_rank
-from cera.studies.figures import cumulative_energy_curves, effective_rank_map, side_by_side, spectral_signature
+from cera.spectral.figures import cumulative_energy_curves, effective_rank_map, side_by_side, spectral_signature
 
 
 def layers(scale: float = 1.0, width: int = 6) -> dict[str, torch.Tensor]:

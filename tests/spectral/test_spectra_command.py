@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
+from cera.runs.finished import Run
 from cera.spectral import effective_rank, energy_rank
-from cera.studies.runs import Run
-from cera.studies.spectra import main
+from cera.spectral.command import main
 
 NUMBER = r"\s+(\d+\.\d+)"
 

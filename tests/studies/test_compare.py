@@ -4,8 +4,8 @@ import pytest
 from command_line import command
 from conftest import REPOSITORY
 
+from cera.runs.finished import Run
 from cera.studies import compare
-from cera.studies.runs import Run
 
 
 @pytest.fixture

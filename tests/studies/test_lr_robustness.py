@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import start_and_signal
 from test_runs import CERA, LORA, write_run
 
-from callbacks import LRRobustness
+from cera.callbacks import LRRobustness
+from cera.runs.finished import Run, RunError, find_runs
 from cera.studies.lr_robustness import as_text, compare, figure, main, mean_distance, study_of, table
-from cera.studies.runs import Run, RunError, find_runs
 
 COLUMNS = ("final_ppl_spread", "area_between_curves", "share_within_1_percent", "divergences")
 
@@ -295,7 +295,7 @@ def test_a_killed_run_goes_on_and_sees_what_happened_beside_it_meanwhile(tiny_ll
 
 
 def test_a_run_that_diverged_is_counted_by_itself_and_by_the_next(tiny_llama, tmp_path):
-    guard = "--trainer.callbacks+=callbacks.DivergenceGuard"
+    guard = "--trainer.callbacks+=cera.callbacks.DivergenceGuard"
     bad = "--trainer.callbacks+=probes.BadBatch"
     arguments = command(
         tiny_llama, tmp_path, "--trainer.callbacks=null", "--trainer.callbacks+=callbacks.LRRobustness", guard, bad,

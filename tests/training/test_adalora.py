@@ -10,7 +10,7 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cera.adalora import RankSchedule
+from cera.training.adalora import RankSchedule
 
 SCHEDULE = {"init_r": 8, "target_r": 3, "tinit": 1, "tfinal": 2, "deltaT": 1}
 ADAPTER = {**SCHEDULE, "target_modules": ["q_proj", "v_proj"], "orth_reg_weight": 0.5}

@@ -8,11 +8,11 @@ from peft import LoraConfig, PromptTuningConfig
 from torch.nn import functional as F
 
 import cera
-from callbacks import Checkpoints
-from cera.checkpoint import AtomicCheckpointIO
+from cera.callbacks import Checkpoints
 from cera.data import ChatData, GSMSymbolic
 from cera.data.chat import IGNORE
-from cera.module import CausalLM
+from cera.runs.checkpoints import AtomicCheckpointIO
+from cera.training.module import CausalLM
 
 
 def trainer(**options) -> Trainer:

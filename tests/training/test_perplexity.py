@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cera.evaluation import Perplexity
+from cera.training.perplexity import Perplexity
 
 LOSSES = st.lists(st.floats(0, 50, width=32), min_size=1, max_size=60)
 

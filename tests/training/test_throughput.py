@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import Callback
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks import Throughput
-from cera.backbone import load_model
-from cera.module import CausalLM
-from cera.throughput import TrainingFlops
+from cera.callbacks import Throughput
+from cera.models.backbone import load_model
+from cera.training.module import CausalLM
+from cera.training.throughput import TrainingFlops
 
 
 class Clocked(Callback):

@@ -6,8 +6,8 @@ from pathlib import Path
 from cera.evaluation.answers import equality
 from cera.evaluation.answers.extraction import bare, is_prose, last_number, marked
 from cera.evaluation.answers.notation import LONGEST
+from cera.evaluation.answers.sandbox import Sandbox
 from cera.evaluation.answers.units import is_numeric
-from cera.evaluation.sandbox import Sandbox
 
 
 def is_correct(prediction: object, gold: object) -> bool:
@@ -17,7 +17,7 @@ def is_correct(prediction: object, gold: object) -> bool:
     prediction, or what follows its "The answer is", is prose, and the gold answer is a number, the last number counts.
 
     What is equal, ``cera.evaluation.answers.equality.check`` says. It runs in a process of its own under limits of
-    processor time and memory (``cera.evaluation.sandbox``), which starts with the first comparison that needs it.
+    processor time and memory (``answers.sandbox``), which starts with the first comparison that needs it.
     Answers whose comparison overruns are not equal, and neither are those of more than ``LONGEST`` characters.
 
     Args:

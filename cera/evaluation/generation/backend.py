@@ -23,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cera.output_head import head_reads
+from cera.models.output_head import head_reads
 
 TokenIds = list[int]
 

@@ -1,6 +1,6 @@
 """Does a model iterate the logistic map ``x' = r x (1 - x)``, or fall into repeating a value (paper Table 2)?
 
-    python -m cera.evaluation.logistic_map --adapter runs/smol_cera
+    python -m cera.evaluation.tasks.logistic_map --adapter runs/smol_cera
 
 A model is asked for rounded values, so its trajectory may leave the true one without a mistake: see ``tolerances``.
 """
@@ -20,12 +20,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cera.backbone import BackboneError, load_model, load_tokenizer
-from cera.checkpoint import replacing
 from cera.data.chat import render
 from cera.evaluation.generation import Sampling, TransformersBackend
-from cera.evaluation.significance import Interval, bootstrap
-from cera.saved_adapter import AdapterError, SavedAdapter
+from cera.evaluation.statistics import Interval, bootstrap
+from cera.models.backbone import BackboneError, load_model, load_tokenizer
+from cera.runs.checkpoints import replacing
+from cera.runs.saved_adapter import AdapterError, SavedAdapter
 
 LARGEST_TOLERANCE = 0.05
 """A step that honest rounding may move further than this, in a range of [0, 1], cannot be told right from wrong."""
@@ -338,7 +338,7 @@ def table(rates: dict[str, Rate]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit status, 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m cera.evaluation.logistic_map", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cera.evaluation.tasks.logistic_map", description=__doc__)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--adapter", type=Path, help="a run directory, or an adapter's directory")
     model.add_argument("--base", help="a base model alone")

@@ -1,0 +1,1 @@
+"""A run directory: whole files, checkpoints, loggers, and reading a finished run."""

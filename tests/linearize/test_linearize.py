@@ -1,4 +1,4 @@
-"""The stand-in is the least-squares one: against NumPy, against any other LoRA, and in the model it is exported for."""
+"""The linearization is the least-squares solution: against NumPy, other LoRAs, and in the model it is exported for."""
 
 import json
 import re
@@ -24,11 +24,13 @@ from cera.linearize import least_squares
 from cera.linearize.command import main
 from cera.spectral import NonFiniteError, SpectrumAccumulator
 
-Q5 = "model.layers.1.self_attn.q_proj"
+Q_PROJ_1 = "model.layers.1.self_attn.q_proj"
 
 
-def made(seed: int, tokens: int, inputs: int, r: int, outputs: int, activation: str) -> tuple[torch.Tensor, ...]:
-    """Inputs, W_up and W_down of a CeRA layer, and its update; pre-activations are large enough to be non-linear."""
+def random_layer(
+    seed: int, tokens: int, inputs: int, r: int, outputs: int, activation: str
+) -> tuple[torch.Tensor, ...]:
+    """Return inputs, W_up and W_down of a CeRA layer, and its update; its pre-activations make it non-linear."""
     generator = torch.Generator().manual_seed(seed)
     x, up, down = (
         torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -53,7 +55,7 @@ def residual(x: torch.Tensor, weight: torch.Tensor, u: torch.Tensor) -> float:
     log_size=st.floats(-6, 0),
 )
 def test_never_worse_than_any_lora_of_that_rank(seed, tokens, inputs, r, outputs, rank, activation, log_size):
-    x, w_up, w_down, u = made(seed, tokens, inputs, r, outputs, activation)
+    x, w_up, w_down, u = random_layer(seed, tokens, inputs, r, outputs, activation)
     [(up, down)] = least_squares(x, u)
     best = residual(x, down[:, :rank] @ up[:rank], u)
     bound = best - 1e-9 * u.square().sum().item()
@@ -66,11 +68,11 @@ def test_never_worse_than_any_lora_of_that_rank(seed, tokens, inputs, r, outputs
     for product in (w_down @ w_up, np.linalg.lstsq(x, u, rcond=None)[0].T):  # the truncated SVD of either
         left, sigma, right = torch.linalg.svd(torch.as_tensor(product), full_matrices=False)
         others.append((left[:, :rank] * sigma[:rank]) @ right[:rank])
-    for _ in range(5):  # neighbours of the solution, within the rank
+    for _ in range(5):  # neighbours of the solution, of the same rank
         size = 10**log_size
         others.append((down[:, :rank] + size * noise(down[:, :rank])) @ (up[:rank] + size * noise(up[:rank])))
     b = noise(down[:, :rank])
-    for _ in range(10):  # alternating least squares from a random start: the strongest rival there is
+    for _ in range(10):  # alternating least squares from a random start: the strongest competitor
         a = torch.linalg.pinv(x) @ u @ torch.linalg.pinv(b).T
         b = (torch.linalg.pinv(x @ a) @ u).T
         others.append(b @ a.T)
@@ -89,7 +91,7 @@ def test_never_worse_than_any_lora_of_that_rank(seed, tokens, inputs, r, outputs
     activation=st.sampled_from(["silu", "relu"]),
 )
 def test_full_rank_is_numpys_least_squares_whatever_the_rank_of_the_data(seed, tokens, inputs, dependent, activation):
-    x, w_up, w_down, _ = made(seed, tokens, inputs, 4, 6, activation)
+    x, w_up, w_down, _ = random_layer(seed, tokens, inputs, 4, 6, activation)
     x[:, :dependent] = x[:, :dependent].mean(dim=1, keepdim=True) if dependent else x[:, :dependent]
     u = ACTIVATIONS[activation]()(x @ w_up.T) @ w_down.T
     [(up, down)] = least_squares(x, u)
@@ -100,14 +102,14 @@ def test_full_rank_is_numpys_least_squares_whatever_the_rank_of_the_data(seed, t
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), activation=st.sampled_from(["silu", "relu"]))
 def test_a_higher_rank_keeps_more(seed, activation):
-    x, _, _, u = made(seed, 50, 10, 6, 8, activation)
+    x, _, _, u = random_layer(seed, 50, 10, 6, 8, activation)
     [(up, down)] = least_squares(x, u)
     left = [residual(x, down[:, :rank] @ up[:rank], u) for rank in range(len(up) + 1)]
     assert all(more >= less - 1e-9 for more, less in pairwise(left))
 
 
-def test_the_streamed_factor_finds_a_map_where_moments_would_not():
-    """Condition 1e9, as of inputs with massive activations: the moments' is 1e18, beyond fp64."""
+def test_the_streamed_factor_is_accurate_where_moments_are_not():
+    """Condition number 1e9, as for massive activations: that of the moments is 1e18, beyond fp64."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 20, generator=generator, dtype=torch.float64) * torch.logspace(0, -9, 20, dtype=torch.float64)
     weight = torch.randn(5, 20, generator=generator, dtype=torch.float64)
@@ -136,7 +138,7 @@ def batches():
 
 
 def adapted(base: str, dtype: torch.dtype = torch.float32, name: str = "default", **options) -> PeftModel:
-    """As after training: W_down is not zero, and pre-activations are large enough to be non-linear."""
+    """Return a model as after training: W_down is not zero, and pre-activations are in the non-linear range."""
     torch.manual_seed(0)
     config = cera.CeraConfig(**{"r": 8, "scaling": 0.5, "init_weights": False, "task_type": "CAUSAL_LM", **options})
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), config, adapter_name=name)
@@ -148,8 +150,8 @@ def adapted(base: str, dtype: torch.dtype = torch.float32, name: str = "default"
 
 def logits(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     with torch.no_grad():
-        found = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-    return found[batch["tokens"]].double()
+        result = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+    return result[batch["tokens"]].double()
 
 
 def loaded(base: str, folder: Path) -> PeftModel:
@@ -158,29 +160,29 @@ def loaded(base: str, folder: Path) -> PeftModel:
 
 def test_exact_where_the_activation_is_the_identity(tiny_llama, batches, tmp_path):
     model = adapted(tiny_llama, activation="identity")
-    found = cera.linearize(model, batches)
-    assert len(found.layers) == 8
-    for layer in found.layers:
+    result = cera.linearize(model, batches)
+    assert len(result.layers) == 8
+    for layer in result.layers:
         assert layer.rank == 8
-        assert [layer.kept, layer.held_out, layer.any_rank] == pytest.approx([1, 1, 1], abs=1e-12)
-        of = model.get_submodule(f"base_model.model.{layer.name}")
-        expected = 0.5 * of.cera_down["default"].weight @ of.cera_up["default"].weight
+        assert [layer.fit_share, layer.held_out_share, layer.any_rank_share] == pytest.approx([1, 1, 1], abs=1e-12)
+        adapted_layer = model.get_submodule(f"base_model.model.{layer.name}")
+        expected = 0.5 * adapted_layer.cera_down["default"].weight @ adapted_layer.cera_up["default"].weight
         torch.testing.assert_close(layer.down @ layer.up, expected, rtol=1e-5, atol=1e-5)
-    found.save(tmp_path)
+    result.save(tmp_path)
     torch.testing.assert_close(
         logits(loaded(tiny_llama, tmp_path), batches[0]), logits(model, batches[0]), rtol=1e-4, atol=2e-5
     )
 
 
 def test_a_bf16_model_is_not_less_linear_for_its_rounding(tiny_llama, batches):
-    found = cera.linearize(adapted(tiny_llama, torch.bfloat16, activation="identity"), batches)
-    assert [found.kept, found.held_out] == pytest.approx([1, 1], abs=1e-12)
+    result = cera.linearize(adapted(tiny_llama, torch.bfloat16, activation="identity"), batches)
+    assert [result.fit_share, result.held_out_share] == pytest.approx([1, 1], abs=1e-12)
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 def test_shares_and_weights_are_those_of_the_layers_in_the_model(tiny_llama, batches, activation):
     model = adapted(tiny_llama, activation=activation)
-    layer = model.get_submodule(f"base_model.model.{Q5}")
+    layer = model.get_submodule(f"base_model.model.{Q_PROJ_1}")
     seen = {"x": [], "u": []}
     handles = [
         layer.base_layer.register_forward_hook(lambda _, args, output: seen.update(base=output)),
@@ -192,12 +194,12 @@ def test_shares_and_weights_are_those_of_the_layers_in_the_model(tiny_llama, bat
         logits(model, batch)
     for handle in handles:
         handle.remove()
-    held = {of: np.concatenate(seen[of][::4]) for of in "xu"}
-    fit = {of: np.concatenate([part for i, part in enumerate(seen[of]) if i % 4]) for of in "xu"}
+    held = {key: np.concatenate(seen[key][::4]) for key in "xu"}
+    fit = {key: np.concatenate([part for i, part in enumerate(seen[key]) if i % 4]) for key in "xu"}
 
-    found = cera.linearize(model, batches, rank=3)
-    mine = next(layer for layer in found.layers if layer.name == Q5)
-    assert found.tokens == (len(fit["x"]), len(held["x"]))
+    result = cera.linearize(model, batches, rank=3)
+    mine = next(layer for layer in result.layers if layer.name == Q_PROJ_1)
+    assert result.tokens == (len(fit["x"]), len(held["x"]))
     solution = np.linalg.lstsq(fit["x"], fit["u"], rcond=None)[0]
     right = np.linalg.svd(fit["x"] @ solution)[2][:3]
     expected = solution @ right.T @ right
@@ -206,42 +208,44 @@ def test_shares_and_weights_are_those_of_the_layers_in_the_model(tiny_llama, bat
         return 1 - np.square(data["u"] - data["x"] @ weight).sum() / np.square(data["u"]).sum()
 
     np.testing.assert_allclose((mine.down @ mine.up).T, expected, atol=1e-4 * np.abs(expected).max())
-    assert mine.kept == pytest.approx(share(fit, expected), abs=1e-5)
-    assert mine.held_out == pytest.approx(share(held, expected), abs=1e-5)
-    assert mine.any_rank == pytest.approx(share(held, solution), abs=1e-5)
-    assert 0.1 < mine.held_out < mine.any_rank < 0.99
-    assert found.kept == pytest.approx(np.mean([layer.kept for layer in found.layers]))
+    assert mine.fit_share == pytest.approx(share(fit, expected), abs=1e-5)
+    assert mine.held_out_share == pytest.approx(share(held, expected), abs=1e-5)
+    assert mine.any_rank_share == pytest.approx(share(held, solution), abs=1e-5)
+    assert 0.1 < mine.held_out_share < mine.any_rank_share < 0.99
+    assert result.fit_share == pytest.approx(np.mean([layer.fit_share for layer in result.layers]))
 
 
-def test_in_pieces_it_is_what_it_is_at_once(tiny_llama, batches):
+def test_the_result_does_not_depend_on_batching(tiny_llama, batches):
     model = adapted(tiny_llama)
     fit, held = batches[1:], batches[:1]
     whole = cera.linearize(model, [joined(fit)], held_out=held)
     pieces = [{name: part[None] for name, part in zip(batch, row, strict=True)}
               for batch in fit for row in zip(*batch.values(), strict=True)]  # fmt: skip
     unsplit = {**joined(fit), "input_ids": joined(fit)["input_ids"].masked_fill(~joined(fit)["tokens"], 7)}
-    for found in (
+    for result in (
         cera.linearize(model, iter(pieces), held_out=iter(held)),
         cera.linearize(model, fit, held_out=held, layers_at_a_time=1),
         cera.linearize(model, fit, held_out=held, layers_at_a_time=3),
-        cera.linearize(model, [unsplit], held_out=held),  # what stands in the padding does not count
+        cera.linearize(model, [unsplit], held_out=held),  # the ids in the padding do not count
     ):
-        assert [layer.name for layer in found.layers] == [layer.name for layer in whole.layers]
-        for ours, theirs in zip(found.layers, whole.layers, strict=True):
+        assert [layer.name for layer in result.layers] == [layer.name for layer in whole.layers]
+        for ours, theirs in zip(result.layers, whole.layers, strict=True):
             torch.testing.assert_close(ours.down @ ours.up, theirs.down @ theirs.up, rtol=1e-3, atol=1e-4)
-            assert [ours.kept, ours.held_out] == pytest.approx([theirs.kept, theirs.held_out], abs=1e-5)
-        assert found.tokens == whole.tokens
+            assert [ours.fit_share, ours.held_out_share] == pytest.approx(
+                [theirs.fit_share, theirs.held_out_share], abs=1e-5
+            )
+        assert result.tokens == whole.tokens
 
 
 def test_layers_with_the_same_input_share_its_factor(tiny_llama, batches, monkeypatch):
-    """Else the memory would be twice what is stated."""
+    """Otherwise the fit would take twice the documented memory."""
     names = []
 
     def accumulator(name: str) -> SpectrumAccumulator:
         names.append(name)
         return SpectrumAccumulator(name)
 
-    monkeypatch.setattr(sys.modules["cera.linearize"], "SpectrumAccumulator", accumulator)
+    monkeypatch.setattr(sys.modules["cera.linearize.fit"], "SpectrumAccumulator", accumulator)
     cera.linearize(adapted(tiny_llama, target_modules=["q_proj", "v_proj", "o_proj"]), batches)
     prefixes = [f"model.layers.{i}.self_attn" for i in range(4)]
     assert sorted(names) == sorted(f for p in prefixes for f in (f"{p}.q_proj, {p}.v_proj", f"{p}.o_proj"))
@@ -252,35 +256,37 @@ def joined(batches: list[dict]) -> dict:
 
 
 def test_fewer_tokens_than_inputs(tiny_llama, batches, tmp_path):
-    """All of the update is explained by chance, which the held-out share tells."""
+    """Chance explains the whole update, which the held-out share reveals."""
     small = {name: value[:1, :5] for name, value in batches[0].items()}
-    found = cera.linearize(adapted(tiny_llama), [small], held_out=batches[1:])
-    assert found.kept == pytest.approx(1, abs=1e-9)
-    assert found.held_out < 0.5
-    assert {layer.rank for layer in found.layers} == {5}
-    found.save(tmp_path)
+    result = cera.linearize(adapted(tiny_llama), [small], held_out=batches[1:])
+    assert result.fit_share == pytest.approx(1, abs=1e-9)
+    assert result.held_out_share < 0.5
+    assert {layer.rank for layer in result.layers} == {5}
+    result.save(tmp_path)
     loaded(tiny_llama, tmp_path)
 
 
 def test_plain_batches_with_an_attention_mask(tiny_llama, batches):
     model = adapted(tiny_llama)
     plain = [{"input_ids": b["input_ids"], "attention_mask": b["tokens"].long()} for b in batches]
-    found, expected = cera.linearize(model, plain), cera.linearize(model, batches)
-    assert found.tokens == expected.tokens
-    assert [layer.kept for layer in found.layers] == pytest.approx([layer.kept for layer in expected.layers], abs=1e-5)
+    result, expected = cera.linearize(model, plain), cera.linearize(model, batches)
+    assert result.tokens == expected.tokens
+    assert [layer.fit_share for layer in result.layers] == pytest.approx(
+        [layer.fit_share for layer in expected.layers], abs=1e-5
+    )
 
 
 def test_the_model_is_left_as_it_was(tiny_llama, batches):
     model = adapted(tiny_llama, dropout=0.5).train()
     before = {name: (value.clone(), value.requires_grad) for name, value in model.named_parameters()}
-    found = cera.linearize(model, batches, rank=2)
+    result = cera.linearize(model, batches, rank=2)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     for name, value in model.named_parameters():
         assert torch.equal(value, before[name][0])
         assert value.requires_grad == before[name][1]
-    again = cera.linearize(model.eval(), batches, rank=2)  # in training mode too it is without dropout
-    assert [layer.kept for layer in found.layers] == [layer.kept for layer in again.layers]
+    again = cera.linearize(model.eval(), batches, rank=2)  # dropout is off in training mode, too
+    assert [layer.fit_share for layer in result.layers] == [layer.fit_share for layer in again.layers]
 
 
 EXPORTS = {
@@ -300,15 +306,15 @@ def test_the_export_loads_in_plain_peft_and_merges(tiny_llama, batches, tmp_path
     model = adapted(tiny_llama, activation="identity", **options)
     if name == "whole modules":
         model.get_submodule("base_model.model.model.norm.modules_to_save.default").weight.data *= 1.5
-    found = cera.linearize(model, batches, rank)
-    found.save(tmp_path)
+    result = cera.linearize(model, batches, rank)
+    result.save(tmp_path)
     lora = loaded(tiny_llama, tmp_path)
     names = {module.rpartition(".")[0] for module, _ in lora.named_modules() if module.endswith("lora_A")}
-    assert names == {f"base_model.model.{layer.name}" for layer in found.layers}
-    for layer in found.layers:
-        of, theirs = (model_.get_submodule(f"base_model.model.{layer.name}") for model_ in (lora, model))
-        assert of.r["default"] == layer.rank == min(rank or 99, theirs.r["default"], theirs.out_features)
-        torch.testing.assert_close(of.get_delta_weight("default"), layer.down @ layer.up)
+    assert names == {f"base_model.model.{layer.name}" for layer in result.layers}
+    for layer in result.layers:
+        ours, theirs = (peft_model.get_submodule(f"base_model.model.{layer.name}") for peft_model in (lora, model))
+        assert ours.r["default"] == layer.rank == min(rank or 99, theirs.r["default"], theirs.out_features)
+        torch.testing.assert_close(ours.get_delta_weight("default"), layer.down @ layer.up)
     unmerged = logits(lora, batches[0])
     if rank is None:
         torch.testing.assert_close(unmerged, logits(model, batches[0]), rtol=1e-3, atol=1e-4)
@@ -317,9 +323,9 @@ def test_the_export_loads_in_plain_peft_and_merges(tiny_llama, batches, tmp_path
 
 def test_the_export_needs_neither_this_package_nor_its_adapter(tiny_llama, batches, tmp_path):
     model = adapted(tiny_llama)
-    found = cera.linearize(model, batches)
-    found.save(tmp_path)
-    assert found.config.target_modules == {"q_proj", "v_proj"}
+    result = cera.linearize(model, batches)
+    result.save(tmp_path)
+    assert result.config.target_modules == {"q_proj", "v_proj"}
     script = f"""
 import sys, warnings
 warnings.simplefilter("error", UserWarning)
@@ -347,9 +353,9 @@ def test_transposed_linears(batches, tmp_path):
 
 
 def test_an_untrained_adapter_has_nothing_to_lose(tiny_llama, batches):
-    found = cera.linearize(adapted(tiny_llama, init_weights=True), batches)
-    assert (found.kept, found.held_out) == (1, 1)
-    assert all(torch.count_nonzero(layer.up) == 0 for layer in found.layers)
+    result = cera.linearize(adapted(tiny_llama, init_weights=True), batches)
+    assert (result.fit_share, result.held_out_share) == (1, 1)
+    assert all(torch.count_nonzero(layer.up) == 0 for layer in result.layers)
 
 
 def test_an_adapter_by_name(tiny_llama, batches):
@@ -358,8 +364,8 @@ def test_an_adapter_by_name(tiny_llama, batches):
     with pytest.raises(ValueError, match=r"'second' must be the only active one, .*set_adapter\('second'\)"):
         cera.linearize(model, batches, adapter="second")
     model.set_adapter("second")
-    found = cera.linearize(model, batches, adapter="second")
-    assert {layer.rank for layer in found.layers} == {4}
+    result = cera.linearize(model, batches, adapter="second")
+    assert {layer.rank for layer in result.layers} == {4}
 
 
 def test_an_adapter_inside_of_a_wrapped_module(tiny_llama, batches, tmp_path):
@@ -367,10 +373,10 @@ def test_an_adapter_inside_of_a_wrapped_module(tiny_llama, batches, tmp_path):
     inside = cera.CeraConfig(r=4, init_weights=False, activation="identity", target_modules=["q_proj"])
     model.add_adapter("inside", inside)
     model.set_adapter("inside")
-    found = cera.linearize(model, batches, adapter="inside")
-    assert [layer.name for layer in found.layers] == [f"model.layers.{i}.self_attn.q_proj" for i in range(4)]
-    assert found.config.target_modules == {"q_proj"}
-    found.save(tmp_path)
+    result = cera.linearize(model, batches, adapter="inside")
+    assert [layer.name for layer in result.layers] == [f"model.layers.{i}.self_attn.q_proj" for i in range(4)]
+    assert result.config.target_modules == {"q_proj"}
+    result.save(tmp_path)
     lora = loaded(tiny_llama, tmp_path)
     torch.testing.assert_close(logits(lora, batches[0]), logits(model, batches[0]), rtol=1e-3, atol=1e-4)
 
@@ -393,8 +399,8 @@ def test_what_cannot_be_linearized(tiny_llama, batches):
             cera.linearize(model, batches, **{field: 0})
     with pytest.raises(ValueError, match="0 batches to fit to and 1 to hold out"):
         cera.linearize(model, batches[:1])
-    model.get_submodule(f"base_model.model.{Q5}").cera_up["default"].weight.data[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=re.escape(Q5)):
+    model.get_submodule(f"base_model.model.{Q_PROJ_1}").cera_up["default"].weight.data[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=re.escape(Q_PROJ_1)):
         cera.linearize(model.train(), batches)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -412,9 +418,9 @@ def test_command(two_runs, tmp_path, capsys):
     assert rows[-1][0] == "mean"
     assert {row[1] for row in rows[:-1]} == {"4"}
     assert np.mean([float(row[3]) for row in rows[:-1]]) == pytest.approx(float(rows[-1][3]), abs=0.001)
-    base, of_cera, lora = map(float, re.search(r"base (\S+), CeRA (\S+), LoRA (\S+)\.$", printed.out, re.M).groups())
-    assert of_cera < base
-    assert lora == pytest.approx(of_cera, rel=0.05)
+    base, cera_, lora = map(float, re.search(r"base (\S+), CeRA (\S+), LoRA (\S+)\.$", printed.out, re.M).groups())
+    assert cera_ < base
+    assert lora == pytest.approx(cera_, rel=0.05)
     assert (out / "linearized.png").read_bytes().startswith(b"\x89PNG")
     assert LoraConfig.from_pretrained(out).r == 4
     assert main([str(two_runs / "cera"), "--out", str(out)]) == 2
@@ -441,9 +447,9 @@ def test_perplexity_is_that_of_all_labelled_tokens(tiny_llama, batches):
     sums, count = 0.0, 0
     for batch in labelled:
         with torch.no_grad():
-            found = model(batch["input_ids"], position_ids=batch["position_ids"]).logits[:, :-1].flatten(0, 1)
+            result = model(batch["input_ids"], position_ids=batch["position_ids"]).logits[:, :-1].flatten(0, 1)
         labels = batch["labels"][:, 1:].flatten()
-        sums += F.cross_entropy(found, labels, reduction="sum").item()
+        sums += F.cross_entropy(result, labels, reduction="sum").item()
         count += (labels != -100).sum().item()
     assert perplexity(model, labelled) == pytest.approx(np.exp(sums / count), rel=1e-5)
 

@@ -1,7 +1,4 @@
-"""What a trained adapter is judged by."""
+"""Evaluates models: tasks, generation, the judgement of answers, and statistics.
 
-from cera.evaluation import answers
-from cera.evaluation.generation import generate
-from cera.evaluation.pass_at_k import pass_at_k
-
-__all__ = ["answers", "generate", "pass_at_k"]
+This package imports nothing by itself, so ``cera.evaluation.answers`` can be imported without the generation code.
+"""

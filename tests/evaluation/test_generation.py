@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from cera import CeraConfig
-from cera.evaluation import generate
+from cera.evaluation.generation import generate
 from cera.evaluation.generation.backend import InverseCDF, Sample, Sampling, TransformersBackend, uniforms
 
 PROMPTS = [

@@ -1,6 +1,14 @@
-"""The final answers of worked solutions, and whether they are right."""
+"""Finds the final answers of worked solutions and decides whether they are right.
 
-from cera.evaluation.answers.correctness import is_correct
-from cera.evaluation.answers.extraction import Extraction, extract
+    >>> from cera.evaluation.answers import judge
+    >>> judge("Half of it is left, so the answer is 50%.", r"\\frac{1}{2}").correct
+    True
 
-__all__ = ["Extraction", "extract", "is_correct"]
+Modules here import each other relatively, and nothing of the package around them: the process that compares answers
+(``sandbox``) imports this folder alone, without torch.
+"""
+
+from .correctness import Verdict, is_correct, judge
+from .extraction import Extraction, extract
+
+__all__ = ["Extraction", "Verdict", "extract", "is_correct", "judge"]

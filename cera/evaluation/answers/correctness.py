@@ -1,42 +1,70 @@
-"""Whether a model's answer is the right one, whatever the model wrote."""
+"""Whether a model's answer is the right one, and which part of its text was taken for the answer.
+
+>>> judge(r"We add them, so it is \\boxed{\\frac{1}{2}}.", "0.5")
+Verdict(correct=True, answer='\\\\frac{1}{2}', how='boxed')
+"""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from cera.evaluation.answers import equality
-from cera.evaluation.answers.extraction import bare, is_prose, last_number, marked
-from cera.evaluation.answers.notation import LONGEST
-from cera.evaluation.answers.sandbox import Sandbox
-from cera.evaluation.answers.units import is_numeric
+from . import equality
+from .extraction import How, candidates, is_prose, marked, unmarked
+from .notation import LONGEST
+from .sandbox import Sandbox
+from .units import is_numeric
 
 
-def is_correct(prediction: object, gold: object) -> bool:
-    """Whether a prediction's final answer is the gold one. It does not raise for any input, and does not hang.
+@dataclass(frozen=True)
+class Verdict:
+    """A judged answer: exactly the text that was compared with the gold answer.
 
-    Each of them is a whole solution, of which the marked answer counts (see ``extract``), or a bare answer. Where a
-    prediction, or what follows its "The answer is", is prose, and the gold answer is a number, the last number counts.
+    Attributes:
+        correct: Whether it equals the gold answer.
+        answer: The answer as the model wrote it; ``None`` if its text has none.
+        how: What identified it, as in ``Extraction``; ``None`` without an answer.
+    """
 
-    What is equal, ``cera.evaluation.answers.equality.check`` says. It runs in a process of its own under limits of
-    processor time and memory (``answers.sandbox``), which starts with the first comparison that needs it.
-    Answers whose comparison overruns are not equal, and neither are those of more than ``LONGEST`` characters.
+    correct: bool
+    answer: str | None
+    how: How | None
+
+
+def judge(prediction: object, gold: object) -> Verdict:
+    """Extract a prediction's final answer and compare it with the gold one. Never raises for an input, nor hangs.
+
+    Both are whole solutions, of which the marked answer counts (see ``extract``), or bare answers. If a prediction, or
+    what follows its "The answer is", is prose, and the gold answer is a number, then the last number in it is the
+    answer, unless the prose itself equals the gold answer.
+
+    ``equality.check`` defines which answers are equal. It runs in a process of its own under limits of processor time
+    and memory (``answers.sandbox``), which starts with the first comparison that needs it. Answers whose comparison
+    exceeds them are not equal, and neither are those of more than ``LONGEST`` characters.
 
     Args:
-        prediction: A model's text. Finite numbers stand for their text; another object, such as ``None``, is no
-            answer, and so equal to none.
-        gold: A data set's solution or answer; the same goes for it.
+        prediction: A model's text. Finite numbers stand for their text; any other object, such as ``None``, is no
+            answer and equals none.
+        gold: A data set's solution or answer; the same applies to it.
 
     Raises:
         RuntimeError: The process cannot be started or was ended from outside.
     """
     solution, text = _text(gold), _text(prediction)
-    right, ours = marked(solution), marked(text)
-    target = right.answer if right else bare(solution)
-    if _equal(ours.answer if ours else bare(text), target):
-        return True
-    said = ours.answer if ours else text
-    if (ours and ours.how != "phrase") or not is_prose(said) or not is_numeric(target[:LONGEST]):
-        return False
-    return _equal(last_number(said) or "", target)
+    gold_mark = marked(solution)
+    target = gold_mark.answer if gold_mark else unmarked(solution)
+    verdict = Verdict(False, None, None)
+    for extraction in candidates(text, numeric=is_numeric(target[:LONGEST])):
+        correct = _equal(extraction.answer, target)
+        if correct or extraction.how != "whole text" or not is_prose(text):
+            verdict = Verdict(correct, extraction.answer, extraction.how)
+        if correct:
+            break
+    return verdict
+
+
+def is_correct(prediction: object, gold: object) -> bool:
+    """Return whether a prediction's final answer equals the gold one; see ``judge``."""
+    return judge(prediction, gold).correct
 
 
 def _text(answer: object) -> str:
@@ -45,7 +73,7 @@ def _text(answer: object) -> str:
     return answer if isinstance(answer, str) else ""
 
 
-_sandbox = Sandbox(Path(equality.__file__), package=equality.__name__.rpartition(".")[0])
+_sandbox = Sandbox(Path(equality.__file__))
 
 
 def _equal(prediction: str, gold: str) -> bool:

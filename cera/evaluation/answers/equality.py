@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from cera.evaluation.answers.notation import LONGEST, THOUSANDS, is_text, normalize, plain
-from cera.evaluation.answers.numbers import APART, same_in_base, same_number
-from cera.evaluation.answers.structure import (
+from .notation import LONGEST, THOUSANDS, is_text, normalize, plain
+from .numbers import APART, same_in_base, same_number
+from .structure import (
     SET_SIGNS,
     Answer,
     Group,
@@ -27,7 +27,7 @@ from cera.evaluation.answers.structure import (
     signs,
     split,
 )
-from cera.evaluation.answers.units import akin, measured, quantity
+from .units import akin, measured, quantity
 
 _CLOCK = re.compile(r"(\d{1,2})(?=\s*[:ap])(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(?:([ap])\.?\s?m)?\.?", re.IGNORECASE)
 _CHOICE = re.compile(
@@ -73,7 +73,7 @@ def _same(a: str, b: str) -> bool:
         return letters
     x, y = read(a), read(b)
     if {type(x), type(y)} == {Matrix, str} and "\\begin" in a and "\\begin" in b:  # a matrix times a number
-        from cera.evaluation.answers.expressions import same_expression
+        from .expressions import same_expression
 
         return same_expression(a, b)
     return _same_answer(x, y)
@@ -89,7 +89,7 @@ def _choices(a: str, b: str) -> bool | None:
 
 
 def _same_answer(a: Answer, b: Answer) -> bool:
-    from cera.evaluation.answers.expressions import same_expression, same_relation
+    from .expressions import same_expression, same_relation
 
     match a, b:
         case Named(), Named():
@@ -188,7 +188,7 @@ def _same_value(a: str, b: str) -> bool:
     numbers = same_number(a, b)
     if numbers is not None:
         return numbers
-    from cera.evaluation.answers.expressions import is_rounding, same_expression
+    from .expressions import is_rounding, same_expression
 
     return is_rounding(a, b) or is_rounding(b, a) or same_expression(a, b)
 
@@ -251,7 +251,7 @@ def _set(text: str) -> Any:
     """The sympy set of intervals and finite sets, with signs between them."""
     from sympy import FiniteSet, Intersection, Interval, Union
 
-    from cera.evaluation.answers.expressions import parsed
+    from .expressions import parsed
 
     sides, _ = split(text, frozenset("∪"))
     if len(sides) > 1:

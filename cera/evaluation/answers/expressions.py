@@ -11,9 +11,9 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
 from sympy import Basic, Expr, I, Rational, S, Symbol
 
-from cera.evaluation.answers.notation import TRIGONOMETRIC
-from cera.evaluation.answers.numbers import DECIMALS, is_rounded
-from cera.evaluation.answers.structure import Sides
+from .notation import TRIGONOMETRIC
+from .numbers import DECIMALS, is_rounded
+from .structure import Sides
 
 _LATEX = {"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "=", "∈": "\\in ", "∪": "\\cup ", "⦃": "\\{", "⦄": "\\}"}
 _POINTS = (Fraction(617, 521), Fraction(1409, 389), Fraction(211, 673))

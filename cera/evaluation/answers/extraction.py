@@ -4,40 +4,67 @@
 
 import re
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cera.evaluation.answers.notation import LONGEST, NAMES
-from cera.evaluation.answers.units import is_quantity
+from .notation import LONGEST, NAMES
+from .units import is_quantity
+
+How = Literal["boxed", "hashes", "phrase", "last number", "whole text"]
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """A solution's final answer, as it is written there, and what it was found by."""
+    """A solution's final answer as it is written there, and what identified it."""
 
     answer: str
-    how: Literal["boxed", "hashes", "phrase", "last number"]
+    how: How
 
 
 def extract(text: str) -> Extraction | None:
-    """The final answer of a solution; in linear time, whatever the text.
+    """Return the final answer of a solution; takes linear time, whatever the text.
 
-    Looked for in this order, so that MATH's and GSM8K's own solutions and the usual prompts' are read alike:
+    These are tried in order, so that the solutions of MATH and GSM8K and those of the usual prompts are read alike:
 
     1. the last ``\\boxed{}`` or ``\\fbox{}`` that is closed and not empty, or ``\\boxed 5``;
-    2. the last ``#### N`` (GSM8K), a number with at most a unit, unless it ends the text;
-    3. the last "The answer is X", "The correct option is X", or "Answer: X", up to the end of the sentence, or to
-       what it adds to X, such as ", because"; it is looked for within a box and after hashes too;
-    4. the last number of the text. It is a guess, which ``how`` states.
+    2. the last ``#### N`` (GSM8K): a number with at most a unit, unless it ends the text;
+    3. the last "The answer is X", "The correct option is X", or "Answer: X", up to the end of the sentence or to an
+       addition such as ", because"; this is also tried within a box and after hashes;
+    4. the last number of the text, which is a guess, as ``how`` states.
+
+    Where a gold answer is known, ``judge`` says which answer was compared with it.
     """
-    if found := marked(text):
-        return found
+    if mark := marked(text):
+        return mark
     number = last_number(text)
     return Extraction(number, "last number") if number else None
 
 
+def candidates(text: str, numeric: bool) -> Iterator[Extraction]:
+    """Yield what may be a prediction's answer, the first choice first.
+
+    The first choice is the marked answer, or the whole text if nothing is marked. The second is the last number of
+    prose: "The answer is that she has 5 apples left" stands for 5.
+
+    Args:
+        text: The prediction.
+        numeric: Whether the gold answer is a number; the last number is a guess at numbers only.
+    """
+    mark = marked(text)
+    if mark:
+        yield mark
+    elif len(text) <= LONGEST and unmarked(text).strip():
+        yield Extraction(text.strip(), "whole text")
+    if numeric and (mark is None or mark.how == "phrase"):
+        statement = mark.answer if mark else text
+        number = last_number(statement)
+        if number and is_prose(statement):
+            yield Extraction(number, "last number")
+
+
 def marked(text: str) -> Extraction | None:
-    """The answer that is marked as such, if any."""
+    """Return the answer that the text marks as such, if any."""
     if answer := _boxed(text):
         return Extraction(_after_phrase(answer) or answer, "boxed")
     if answer := _after_hashes(text):
@@ -47,8 +74,8 @@ def marked(text: str) -> Extraction | None:
     return None
 
 
-def bare(text: str) -> str:
-    """A text without a marked answer as an answer; one that has a mark and nothing there is none."""
+def unmarked(text: str) -> str:
+    """Return a text without marked answer as an answer; it is empty if a mark is there, but no answer after it."""
     return "" if re.search(r"\\boxed|\\fbox|####", text) or _PHRASE.search(text) else text
 
 

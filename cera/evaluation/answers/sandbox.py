@@ -9,6 +9,7 @@ devices there do not matter; and the keeper imports the function's module withou
 import atexit
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -16,9 +17,9 @@ import signal
 import subprocess
 import sys
 import threading
-import types
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TextIO
 
 CPU_SECONDS = 0.25
@@ -31,6 +32,9 @@ WALL_SECONDS = 10.0
 MEMORY = 1 << 29
 """Address space of the worker, in bytes; sympy takes an eighth of it."""
 
+PACKAGE = "_sandboxed"
+"""The name under which the sandbox's process imports the package of its file."""
+
 Function = Callable[[str, str], bool]
 
 
@@ -41,12 +45,12 @@ class Sandbox:
     started them, however that ends.
 
     Args:
-        file: A Python file with the functions ``check`` and ``warm_up``.
-        package: Where it belongs, if it imports its siblings. What is in the package's ``__init__.py`` is not run.
+        file: A Python file with the functions ``check`` and ``warm_up``. If it belongs to a package, it imports the
+            modules beside it relatively (``from .numbers import ...``); the packages around its own are not imported.
     """
 
-    def __init__(self, file: Path, package: str = "") -> None:
-        self.file, self.package = file, package
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self._lock = threading.Lock()
         self._keeper: subprocess.Popen[str] | None = None
         atexit.register(self.close)
@@ -70,7 +74,7 @@ class Sandbox:
     def _start(self) -> "subprocess.Popen[str]":
         self._keeper = subprocess.Popen(
             # -P: modules beside this file must not stand in for others of their names
-            [sys.executable, "-P", __file__, str(self.file), self.package],
+            [sys.executable, "-P", __file__, str(self.file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -113,16 +117,28 @@ class Sandbox:
         self._keeper = None
 
 
-def _load(file: Path, package: str) -> tuple[Function, Callable[[], None]]:
-    parts = package.split(".") if package else []
-    for i in range(len(parts)):  # this package's own code would import torch
-        empty = types.ModuleType(".".join(parts[: i + 1]))
-        empty.__path__ = [str(file.parents[len(parts) - 1 - i])]
-        sys.modules[empty.__name__] = empty
-    if not parts:
-        sys.path.append(str(file.parent))
-    module = importlib.import_module(".".join([*parts, file.stem]))
+def _load(file: Path) -> tuple[Function, Callable[[], None]]:
+    """Import the file and return its ``check`` and ``warm_up``.
+
+    A file of a package is imported as part of it, under a name of its own: Python would otherwise first import the
+    packages around it, and ``import cera`` imports torch.
+    """
+    if (file.parent / "__init__.py").is_file():
+        _import_file(PACKAGE, file.parent / "__init__.py", [str(file.parent)])
+        module = importlib.import_module(f"{PACKAGE}.{file.stem}")
+    else:
+        module = _import_file(file.stem, file)
     return module.check, module.warm_up
+
+
+def _import_file(name: str, file: Path, folders: list[str] | None = None) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _work(function: Function, answers: TextIO) -> None:
@@ -141,7 +157,7 @@ def _work(function: Function, answers: TextIO) -> None:
         print(answer, file=answers, flush=True)
 
 
-def _keep(file: Path, package: str) -> None:
+def _keep(file: Path) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the function prints is no answer
     # at their defaults the kernel ends the process, even in the middle of a long operation in C
@@ -149,7 +165,7 @@ def _keep(file: Path, package: str) -> None:
     for number in signals:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    function, warm_up = _load(file, package)
+    function, warm_up = _load(file)
     warm_up()
     for kind, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
@@ -166,4 +182,4 @@ def _keep(file: Path, package: str) -> None:
 
 
 if __name__ == "__main__":
-    _keep(Path(sys.argv[1]), sys.argv[2])
+    _keep(Path(sys.argv[1]))

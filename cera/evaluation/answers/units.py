@@ -3,8 +3,8 @@
 import re
 from fractions import Fraction
 
-from cera.evaluation.answers.notation import TRIGONOMETRIC, is_text, normalize
-from cera.evaluation.answers.numbers import number
+from .notation import TRIGONOMETRIC, is_text, normalize
+from .numbers import number
 
 _SIZES = {
     "metre": "mm millimeter millimetre 0.001 cm centimeter centimetre 0.01 dm decimeter decimetre 0.1 m meter metre 1 "

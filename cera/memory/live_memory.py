@@ -1,4 +1,9 @@
-"""How much memory a computation's tensors take at a time; on torch's fake tensors, without taking any."""
+"""Tracks the peak memory of a computation; with fake tensors, so that nothing is allocated.
+
+with FakeTensorMode(), LiveMemory(parameters) as live:
+    model(ids).loss.backward()
+live.peak  # bytes
+"""
 
 import weakref
 from collections.abc import Iterable
@@ -14,27 +19,27 @@ BOOLEAN_ASSIGNMENT = (torch.ops.aten.index_put.default, torch.ops.aten._index_pu
 
 
 class LiveMemory(TorchDispatchMode):
-    """While it lasts, adds up the storages of the tensors that operations return, each until it is let go.
+    """Counts the storages of all tensors that operations return, each until it is freed.
 
-    What an operation takes for itself alone, such as a kernel's workspace, is not seen.
+    Memory inside an operation, such as a kernel's workspace, is not seen.
 
     Args:
-        known: Tensors that are there already, and not counted.
+        known: Tensors that exist already and are not counted.
 
     Attributes:
-        bytes: In storages that are alive.
-        peak: The most that these were.
+        bytes: Bytes in live storages.
+        peak: Maximum of ``bytes``.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.bytes = 0
         self.peak = 0
-        self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no address comes twice
+        self._known = [tensor.untyped_storage() for tensor in known]  # keeps them alive, so no address is reused
         self._seen = {storage._cdata for storage in self._known}
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``operation``, and count what it returns."""
+        """Run ``operation`` and count the tensors that it returns."""
         return tree_map_only(Tensor, self._count, operation(*args, **(kwargs or {})))
 
     def _count(self, tensor: Tensor) -> Tensor:
@@ -44,19 +49,19 @@ class LiveMemory(TorchDispatchMode):
             self._seen.add(key)
             self.bytes += size
             self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._let_go, key, size)
+            weakref.finalize(storage, self._free, key, size)
         return tensor
 
-    def _let_go(self, key: int, size: int) -> None:
+    def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.bytes -= size
 
 
 class SelectedShare(TorchDispatchMode):
-    """Lets boolean masks select a share of what they are over, where fake tensors cannot know how much they do.
+    """Assumes that each boolean mask selects a fixed share of its elements, as fake tensors have no content.
 
     Args:
-        share: In (0, 1].
+        share: Selected share, in (0, 1].
     """
 
     def __init__(self, share: float) -> None:
@@ -64,7 +69,7 @@ class SelectedShare(TorchDispatchMode):
         self.share = share
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``operation``, or make what it would return with a mask for an index."""
+        """Run ``operation``, or return a tensor of the assumed shape if its index is a mask."""
         if operation is BOOLEAN_INDEXING and _is_mask(args[1][0]):
             tensor, mask = args[0], args[1][0]
             return tensor.new_empty((round(self.share * mask.numel()), *tensor.shape[mask.ndim :]))
@@ -78,18 +83,18 @@ def _is_mask(index: Tensor | None) -> bool:
 
 
 def materialize(model: nn.Module, frozen: torch.dtype, trained: torch.dtype) -> None:
-    """Give a model on the meta device tensors on the CPU, in place; tied ones stay tied.
+    """Replace the meta tensors of a model by CPU tensors, in place; tied tensors stay tied.
 
-    Under ``FakeTensorMode`` they are fake ones, that take no memory.
+    Under ``FakeTensorMode`` these are fake tensors, which take no memory.
 
     Args:
         model: With or without adapters.
-        frozen: Data type of floating-point parameters without gradient, and of buffers.
-        trained: Of those with one.
+        frozen: Data type of floating-point buffers, and of floating-point parameters without gradient.
+        trained: Data type of floating-point parameters with gradient.
     """
-    made: dict[Tensor, Tensor] = {}
+    replacements: dict[Tensor, Tensor] = {}
 
-    def like(tensor: Tensor) -> Tensor:
+    def empty_like(tensor: Tensor) -> Tensor:
         dtype = (trained if tensor.requires_grad else frozen) if tensor.is_floating_point() else tensor.dtype
         new = torch.empty(tensor.shape, dtype=dtype, device="cpu")
         return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
@@ -98,6 +103,6 @@ def materialize(model: nn.Module, frozen: torch.dtype, trained: torch.dtype) -> 
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    if tensor not in made:
-                        made[tensor] = like(tensor)
-                    tensors[name] = made[tensor]  # type: ignore[assignment]
+                    if tensor not in replacements:
+                        replacements[tensor] = empty_like(tensor)
+                    tensors[name] = replacements[tensor]  # type: ignore[assignment]

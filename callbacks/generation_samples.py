@@ -9,7 +9,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from cera.data.datamodule import Question
-from cera.evaluation.generation import generate
+from cera.models.generate import generate
 from cera.runs.checkpoints import replacing
 from cera.runs.loggers import tensorboards
 

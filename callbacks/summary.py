@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from cera.callbacks.checkpoints import Checkpoints
 from cera.callbacks.progress import Progress
 from cera.callbacks.run_record import trainable_parameters
-from cera.evaluation.generation import generate
+from cera.models.generate import generate
 
 
 class Summary(Callback):

@@ -15,12 +15,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from cera.evaluation import answers
-from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths, encode
+from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths
 from cera.evaluation.pass_at_k import pass_at_k
 from cera.evaluation.prompts import Prompt
 from cera.evaluation.records import Record, RecordError, Records
 from cera.evaluation.statistics import bootstrap
 from cera.evaluation.tasks import Problem, Task
+from cera.models.generate import encode
 from cera.runs.checkpoints import differences, replacing
 
 OUTLAST = timedelta(days=7)

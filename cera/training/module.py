@@ -24,9 +24,9 @@ from transformers.pytorch_utils import Conv1D
 
 import cera.adapters  # noqa: F401  # makes CeRA a PeftConfig like the others
 from cera.data.chat import IGNORE
-from cera.evaluation.generation import generate
 from cera.models.backbone import Quantization, build_skeleton, load_model, load_tokenizer
 from cera.models.compiled_layers import compile_layers
+from cera.models.generate import generate
 from cera.models.linear_cross_entropy import ends_in_its_head, linear_cross_entropy
 from cera.models.output_head import head_reads
 from cera.runs.checkpoints import CheckpointError, differences

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cera.callbacks import Checkpoints, GenerationSamples
-from cera.evaluation.generation import generate
+from cera.models.generate import generate
 
 
 class Forget(Callback):

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from cera import CeraConfig
-from cera.evaluation.generation import generate
 from cera.evaluation.generation.backend import InverseCDF, Sample, Sampling, TransformersBackend, uniforms
+from cera.models.generate import generate
 
 PROMPTS = [
     "<|im_start|>user\nHow much is two and two?<|im_end|>\n<|im_start|>assistant\n",
@@ -396,7 +396,7 @@ def test_prompts_that_cannot_be_are_named_before_anything_is_generated(plain, to
             backend.generate(["x", " a" * (room + 1)], ["a", "long"], Sampling(max_new_tokens=10))
         backend.generate(["x", " a" * room], ["a", "long"], Sampling(max_new_tokens=10))
         assert list(backend.generate([], [], Sampling())) == []
-        with pytest.raises(ValueError, match=r"The prompt of generate\(\) has no tokens"):
+        with pytest.raises(ValueError, match=r"The prompt has no tokens"):
             generate(plain, tokenizer, "")
     finally:
         hook.remove()

@@ -6,8 +6,6 @@ from cera.evaluation.generation.backend import (
     Sampling,
     TransformersBackend,
     check_lengths,
-    encode,
-    generate,
 )
 
-__all__ = ["Backend", "Sample", "Sampling", "TransformersBackend", "check_lengths", "encode", "generate"]
+__all__ = ["Backend", "Sample", "Sampling", "TransformersBackend", "check_lengths"]

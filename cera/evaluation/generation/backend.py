@@ -4,7 +4,6 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import (
     Cache,
-    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -23,6 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from cera.models.generate import encode, end_tokens, generation_mode, max_positions
 from cera.models.output_head import head_reads
 
 TokenIds = list[int]
@@ -172,7 +171,7 @@ class TransformersBackend:
         ids, mask = left_padded(prompts, pad, next(self.model.parameters()).device)
         settings = {"eos_token_id": sorted(ends) or None, "pad_token_id": pad, "use_cache": True}
         answers: list[list[Sample]] = [[] for _ in prompts]
-        with _evaluated(self.model):
+        with generation_mode(self.model):
             shared = self._prefill(ids, mask, settings)
             for start in range(0, sampling.samples, self.batch_size):
                 numbers = range(start, min(start + self.batch_size, sampling.samples))
@@ -231,28 +230,6 @@ class TransformersBackend:
         )
         rows = output[:, start:].tolist()
         return [tokens[: stopping.lengths.get(row)] for row, tokens in enumerate(rows)]
-
-
-def generate(model: Any, tokenizer: Any, prompt: str | Tensor, max_new_tokens: int = 200) -> str:
-    """The model's greedy continuation of one prompt, for looking at what an adapter changed.
-
-    Args:
-        model: A transformers causal language model, with or without PEFT adapters, in any mode; evaluated in eval
-            mode and put back.
-        tokenizer: Its tokenizer. The model stops at its end-of-sequence token, or at one of the model's own.
-        prompt: Text that is already rendered with the chat template, or its token ids (n,).
-        max_new_tokens: Longest answer, in tokens.
-
-    Returns:
-        The answer's text, without special tokens.
-
-    Raises:
-        ValueError: The prompt is empty, or too long for the model.
-    """
-    tokens = encode(tokenizer, prompt) if isinstance(prompt, str) else prompt.tolist()
-    backend = TransformersBackend(model, tokenizer, batch_size=1)
-    _, (sample,) = next(backend.complete([tokens], ["generate()"], Sampling(max_new_tokens=max_new_tokens)))
-    return sample.text
 
 
 class InverseCDF(LogitsProcessor):
@@ -359,7 +336,7 @@ def check_lengths(prompts: Mapping[str, TokenIds], sampling: Sampling, config: A
         sampling: How long an answer may be.
         config: The model's, of transformers.
     """
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    longest = max_positions(config)
     for key, prompt in prompts.items():
         if not prompt:
             raise ValueError(f"The prompt of {key} has no tokens.")
@@ -370,17 +347,11 @@ def check_lengths(prompts: Mapping[str, TokenIds], sampling: Sampling, config: A
             )
 
 
-def encode(tokenizer: Any, prompt: str) -> TokenIds:
-    """A rendered prompt's tokens, with none added."""
-    return tokenizer(prompt, add_special_tokens=False)["input_ids"]
-
-
 def _end_tokens(model: Any, tokenizer: Any, stop: Sequence[str]) -> set[int]:
     """Tokens that end an answer, among them stop strings that are one special token and never appear as text."""
-    ends = model.generation_config.eos_token_id
     special = tokenizer.get_added_vocab()
     named = {special[string] for string in stop if string in special}
-    return ({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}) | named
+    return end_tokens(model, tokenizer) | named
 
 
 def _sample(tokens: TokenIds, ends: set[int], stop: Sequence[str], tokenizer: Any) -> Sample:
@@ -393,21 +364,3 @@ def _sample(tokens: TokenIds, ends: set[int], stop: Sequence[str], tokenizer: An
         tokens=len(tokens) if end is None else end + 1,
         finished=end is not None or bool(cuts),
     )
-
-
-@contextmanager
-def _evaluated(model: Any) -> Iterator[None]:
-    """Without dropout, and without the sampling and the penalties that a model's ``generation_config`` may bring."""
-    modes = {module: module.training for module in model.modules()}
-    settings = vars(model.generation_config)  # changed in place: a PEFT model finds its base's
-    own = dict(settings)
-    model.eval()
-    settings.clear()
-    settings.update(vars(GenerationConfig()))
-    try:
-        yield
-    finally:
-        settings.clear()
-        settings.update(own)
-        for module, mode in modes.items():
-            module.training = mode

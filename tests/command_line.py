@@ -12,8 +12,8 @@ from cera.cli import train
 
 STRATEGIES = {
     "ddp": ["--trainer.strategy=ddp"],
-    "zero2": ["--trainer.strategy=cera.training.deepspeed.DeepSpeed", "--trainer.strategy.init_args.stage=2"],
-    "zero3": ["--trainer.strategy=cera.training.deepspeed.DeepSpeed", "--trainer.strategy.init_args.stage=3"],
+    "zero2": ["--trainer.strategy=cera.training.DeepSpeed", "--trainer.strategy.init_args.stage=2"],
+    "zero3": ["--trainer.strategy=cera.training.DeepSpeed", "--trainer.strategy.init_args.stage=3"],
 }
 
 

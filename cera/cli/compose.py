@@ -5,17 +5,25 @@ order and the file's own keys on top: mappings key by key, anything else replace
 changes is replaced as a whole, since its ``init_args`` belonged to another class.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cera.cli.moved import current_argument, current_class_paths
+
 
 class Composing:
-    """Beside a jsonargparse parser: ``--config`` reads files that include others."""
+    """Mixin for a jsonargparse parser: ``--config`` reads files that include others, and earlier class paths work."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """Parse arguments, in which earlier class paths may stand."""
+        arguments = [current_argument(argument) for argument in (sys.argv[1:] if args is None else args)]
+        return super().parse_args(arguments, *rest, **kwargs)  # type: ignore[misc]
 
     def parse_path(self, path: Any, **kwargs: Any) -> Any:
-        """A file as one configuration, whatever it includes."""
+        """Parse a file together with the files that it includes."""
         return self.parse_string(content=yaml.safe_dump(compose(str(path))), path=str(path), **kwargs)  # type: ignore[attr-defined]
 
 
@@ -44,7 +52,7 @@ def _compose(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     included = own.pop("include", None) or []
     for name in [included] if isinstance(included, str) else included:
         merged = merge(merged, _compose(path.parent / name, (*including, path)))
-    return merge(merged, own)
+    return merge(merged, current_class_paths(own))
 
 
 def merge(base: Any, over: Any) -> Any:

@@ -1,40 +1,49 @@
-"""Asks a task at the end of ``train.py test``."""
+"""Evaluates a task at the end of ``train.py test``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cera.evaluation.evaluate import Evaluation, evaluate, table
+from cera.evaluation.evaluate import Evaluation, PromptedProblem, evaluate
 from cera.evaluation.generation import TransformersBackend
-from cera.evaluation.tasks import Problem
+
+FormatReport = Callable[[dict[str, Any]], str]
+"""Formats the report of an evaluation as text."""
 
 
 class TaskEvaluation(Callback):
-    """Evaluates the tested model, while it is still where it was tested, and prints the table.
+    """Evaluates the tested model on a task, while it is still on its device, and prints the report.
 
     Args:
-        evaluation: What to ask.
-        asked: As ``cera.evaluation.evaluate.prepare`` returns it.
-        folder: Of the results.
-        model: What is evaluated, as plain data.
+        evaluation: The settings of the evaluation.
+        prompted: The result of ``cera.evaluation.evaluate.prepare``.
+        folder: Where the results go.
+        model: What identifies the model, as JSON values.
+        format_report: Formats the report that is printed.
     """
 
     def __init__(
-        self, evaluation: Evaluation, asked: Sequence[tuple[Problem, str]], folder: Path, model: dict[str, Any]
+        self,
+        evaluation: Evaluation,
+        prompted: Sequence[PromptedProblem],
+        folder: Path,
+        model: dict[str, Any],
+        format_report: FormatReport,
     ) -> None:
         self.evaluation = evaluation
-        self.asked = asked
+        self.prompted = prompted
         self.folder = folder
         self.model = model
+        self.format_report = format_report
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule | Any) -> None:
-        """Ask; each rank its share."""
+        """Evaluate; each rank takes its share of the problems."""
         report = evaluate(
             self.evaluation,
-            self.asked,
+            self.prompted,
             lambda: TransformersBackend(pl_module.model, pl_module.tokenizer, self.evaluation.batch_size),
             self.folder,
             self.model,
@@ -42,4 +51,4 @@ class TaskEvaluation(Callback):
             trainer.world_size,
         )
         if trainer.is_global_zero:
-            print(f"\n{table(report)}\n\nrecords and eval.json: {self.folder}")
+            print(f"\n{self.format_report(report)}\n\nrecords and eval.json: {self.folder}")

@@ -35,6 +35,7 @@ from peft import PeftConfig
 from cera.callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, Summary, TaskEvaluation
 from cera.cli import preflight
 from cera.cli.compose import Composing
+from cera.cli.evaluation_table import evaluation_table
 from cera.cli.suggest import with_suggestion
 from cera.data import ChatData, ChatDataset, DataError, TemplateError
 from cera.evaluation.evaluate import Evaluation, prepare
@@ -170,9 +171,7 @@ class CLI(LightningCLI):
         if self.subcommand != "test" or evaluation is None:
             return
         if isinstance(self.trainer.strategy, DeepSpeedStrategy) and self.trainer.strategy.zero_stage_3:
-            raise ValueError(
-                "evaluation: under ZeRO-3 no rank can answer by itself; use `python -m cera.evaluation` on the run."
-            )
+            raise ValueError("evaluation: under ZeRO-3 no rank can answer by itself; use `cera evaluate` on the run.")
         evaluation.task.check()
         folder = self.run_dir / "eval" / evaluation.name
         checkpoint = self.config[self.subcommand].ckpt_path
@@ -180,7 +179,7 @@ class CLI(LightningCLI):
         about = {"base": self.model.base, "dtype": dtype, "checkpoint": checkpoint}
         asked = prepare(evaluation, self.model.tokenizer, folder, about, load_config(self.model.base))
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.append(TaskEvaluation(evaluation, asked, folder, about))
+        callbacks.append(TaskEvaluation(evaluation, asked, folder, about, evaluation_table))
 
     def _check_length(self) -> None:
         if self.subcommand != "fit" or self.trainer.max_steps > 0:

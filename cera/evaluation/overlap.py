@@ -304,6 +304,8 @@ def find(path: Path, keys: Sequence[str], files: Sequence[str] | None = None) ->
     else:
         raise DataError(f"{path} is neither a configuration (.yaml) nor a file of rows ({', '.join(LOADERS)}).")
     if files:
+        if not isinstance(found, Rows):
+            raise DataError(f"{type(found).__name__} reads no files: it makes its problems itself.")
         found.data_files = list(files)
     found.check()
     return found
@@ -352,11 +354,13 @@ def evaluation_texts(source: ChatDataset | Task, field: str) -> list[str]:
     return found
 
 
-def _name(source: Rows) -> str:
+def _name(source: Rows | Task) -> str:
+    if not isinstance(source, Rows):
+        return type(source).__name__
     return ", ".join(source.files()) or source.path or type(source).__name__
 
 
-def _unreachable(source: Rows, error: OSError) -> DataError:
+def _unreachable(source: Rows | Task, error: OSError) -> DataError:
     return DataError(f"{_name(source)} cannot be read ({error}); --train-files and --test-files take local files.")
 
 

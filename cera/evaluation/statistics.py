@@ -27,7 +27,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedDifference:
     """Two evaluations of the same problems.
 
     Attributes:
@@ -103,7 +103,7 @@ def wilson(right: int, problems: int, level: float = 0.95) -> Interval:
     return Interval(low, high, level)
 
 
-def paired_bootstrap(a: Any, b: Any, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Comparison:
+def paired_bootstrap(a: Any, b: Any, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> PairedDifference:
     """The difference of two means over the same problems, by resampling problems with both of their scores.
 
     If every problem differs by the same amount, the interval has no width: ``mcnemar`` says more of few problems.
@@ -125,7 +125,7 @@ def paired_bootstrap(a: Any, b: Any, level: float = 0.95, resamples: int = 10_00
     low, high = _quantiles(means, level)
     # how often chance alone lands on the other side of zero; one is added, as no p-value is 0 (Davison & Hinkley 1997)
     tail = min((means <= 0).sum(), (means >= 0).sum())
-    return Comparison(
+    return PairedDifference(
         float(differences.mean()), Interval(low, high, level), min(1.0, 2 * (int(tail) + 1) / (resamples + 1))
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import cera
 from cera.callbacks import TaskEvaluation
+from cera.cli.evaluation_table import evaluation_table
+from cera.evaluation import command as command_module
+from cera.evaluation import compare_command
 from cera.evaluation.command import main
-from cera.evaluation.evaluate import Evaluation, evaluate, prepare, table
+from cera.evaluation.evaluate import Evaluation, evaluate, prepare
 from cera.evaluation.generation import Sample, Sampling
 from cera.evaluation.records import RecordError, read
 from cera.evaluation.tasks import GSM8K, MATH
@@ -76,7 +80,7 @@ def test_judged_and_grouped(problems, tokenizer, tmp_path):
     assert records[7]["answers"] == ["1001", "1001"]
     assert ROWS[7]["problem"] in records[7]["prompt"]
     assert records[7]["seconds"] >= 0
-    shown = table(report)
+    shown = evaluation_table(report)
     assert "62.50%" in shown
     assert "level 2" in shown
     assert "subject Algebra" in shown
@@ -163,7 +167,7 @@ def test_an_adapter_and_its_base(problems, adapter, tiny_llama, tmp_path, monkey
     assert [r["prompt"] for r in ours] == [r["prompt"] for r in theirs]
     assert [r["samples"] for r in ours] != [r["samples"] for r in theirs]
     assert "pass@1" in capsys.readouterr().out
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert compare_command.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "math" in capsys.readouterr().out
 
 
@@ -187,9 +191,28 @@ def test_mistakes_end_with_one_error(problems, arguments, message, monkeypatch, 
     assert message in printed
 
 
+def test_results_of_the_code_before_the_rooms_are_taken_as_they_are(tmp_path, monkeypatch, capsys):
+    """tests/fixtures/earlier/README.md says which code wrote them."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(REPOSITORY / "tests" / "fixtures" / "earlier" / "cera_whole", run_dir)
+    folder = run_dir / "eval" / "smol"
+    before, report = (folder / "records.jsonl").read_bytes(), json.loads((folder / "eval.json").read_text())
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(command_module, "_load_model", lambda *_: pytest.fail("a model is loaded"))
+    arguments = [
+        "--config=configs/eval_smol.yaml", "--evaluation.task.init_args.limit=3",
+        "--evaluation.sampling.max_new_tokens=8", "--dtype=float32", f"--adapter={run_dir}",
+    ]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert (folder / "records.jsonl").read_bytes() == before
+    again = json.loads((folder / "eval.json").read_text())
+    assert again.pop("metrics")["pass@1"] == pytest.approx(report.pop("metrics")["pass@1"], rel=1e-12)
+    assert again == report
+
+
 def evaluation_command(problems, tiny_llama, out, *launcher):
     return [
-        sys.executable, *launcher, "-m", "cera.evaluation",
+        sys.executable, *launcher, "-m", "cera.evaluation.command",
         *given(problems, f"--base={tiny_llama}", f"--out={out}", "--evaluation.batch_size=1"),
     ]  # fmt: skip
 

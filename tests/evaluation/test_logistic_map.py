@@ -2,26 +2,32 @@ import json
 import time
 
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cera.data import DataError
+from cera.evaluation import command
+from cera.evaluation.records import read
 from cera.evaluation.tasks.logistic_map import (
-    Problem,
-    figure,
-    main,
+    LogisticMap,
+    LogisticMapProblem,
+    grid_problems,
     parse,
-    problems,
     random_problems,
-    rows,
     score,
-    summary,
+    summarize,
     tolerances,
+    training_rows,
     trajectory,
 )
+from cera.evaluation.tasks.logistic_map.figure import trajectory_figure
 
-PROBLEM = Problem(3.5, 0.4, steps=8)
+PROBLEM = LogisticMapProblem(3.5, 0.4, steps=8)
 RIGHT = [0.84, 0.4704, 0.8719, 0.3909, 0.8333, 0.4862, 0.8743, 0.3846]
-PROBLEMS = st.builds(Problem, st.floats(2.5, 4), st.floats(0.01, 0.99), st.integers(1, 30), st.integers(2, 8))
+PROBLEMS = st.builds(
+    LogisticMapProblem, st.floats(2.5, 4), st.floats(0.01, 0.99), st.integers(1, 30), st.integers(2, 8)
+)
 
 
 def of(values, problem=PROBLEM):
@@ -56,7 +62,7 @@ def test_tolerances_start_at_half_a_unit_and_grow_with_chaos():
     assert bounds[0] == 5e-5
     assert bounds[-1] == 1
     assert max(tolerances(2.5, 0.6, 30, 4)) < 1.1e-4  # |f'| = 0.5: errors die away
-    assert 1 < of([], Problem(4.0, 0.3, 30)).judged < 30
+    assert 1 < of([], LogisticMapProblem(4.0, 0.3, 30)).judged < 30
 
 
 def test_a_perfect_answer_has_all_steps():
@@ -81,9 +87,9 @@ def test_missing_steps_are_not_right_and_further_ones_do_not_count():
 def test_a_collapse_is_a_value_that_only_the_model_repeats():
     assert of([0.84, 0.4704, 0.4704, 0.4704]).collapsed
     assert not of([0.84, 0.4704, 0.4704]).collapsed
-    assert not of([0.6] * 8, Problem(2.5, 0.6, 8)).collapsed  # a fixed point
-    assert of([0.6] * 8, Problem(2.5, 0.6, 8)).all_right
-    two = Problem(3.2, 0.5, 40)  # a cycle of 0.7995 and 0.5130
+    assert not of([0.6] * 8, LogisticMapProblem(2.5, 0.6, 8)).collapsed  # a fixed point
+    assert of([0.6] * 8, LogisticMapProblem(2.5, 0.6, 8)).all_right
+    two = LogisticMapProblem(3.2, 0.5, 40)  # a cycle of 0.7995 and 0.5130
     assert not of(parse(two.answer), two).collapsed
     assert of([*parse(two.answer)[:30], *[0.7995] * 10], two).collapsed
 
@@ -119,11 +125,16 @@ def test_a_long_text_is_read_at_once(piece):
 
 
 def test_problems_are_a_grid_or_seeded():
-    assert [(p.r, p.x0) for p in problems([2.5, 3.5], [0.1, 0.4])] == [(2.5, 0.1), (2.5, 0.4), (3.5, 0.1), (3.5, 0.4)]
+    assert [(p.r, p.x0) for p in grid_problems([2.5, 3.5], [0.1, 0.4])] == [
+        (2.5, 0.1),
+        (2.5, 0.4),
+        (3.5, 0.1),
+        (3.5, 0.4),
+    ]
     drawn = random_problems(200, seed=1)
     assert drawn == random_problems(200, seed=1) != random_problems(200, seed=2)
     assert len(set(drawn)) == 200
-    row = rows([PROBLEM])[0]
+    row = training_rows([PROBLEM])[0]
     assert "r = 3.5 and x_0 = 0.4" in row["question"]
     assert row["answer"].startswith("x_1 = 3.5 * 0.4 * (1 - 0.4) = 0.8400\nx_2 = 3.5 * 0.8400 * ")
 
@@ -131,13 +142,13 @@ def test_problems_are_a_grid_or_seeded():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: Problem(4.1, 0.4), "r must be .* 4.1"),
-        (lambda: Problem(3.5, 1.0), "x0 must be .* 1.0"),
-        (lambda: Problem(3.5, 0.4, steps=0), "steps must be .* 0"),
-        (lambda: Problem(3.5, 0.4, decimals=1), "decimals must be .* 1"),
+        (lambda: LogisticMapProblem(4.1, 0.4), "r must be .* 4.1"),
+        (lambda: LogisticMapProblem(3.5, 1.0), "x0 must be .* 1.0"),
+        (lambda: LogisticMapProblem(3.5, 0.4, steps=0), "steps must be .* 0"),
+        (lambda: LogisticMapProblem(3.5, 0.4, decimals=1), "decimals must be .* 1"),
         (lambda: random_problems(0), "number of problems .* 0"),
-        (lambda: summary([]), "at least one score"),
-        (lambda: figure([]), "at least one answer"),
+        (lambda: summarize([]), "at least one score"),
+        (lambda: trajectory_figure([]), "at least one answer"),
     ],
 )
 def test_what_cannot_be_is_named(call, named):
@@ -146,27 +157,61 @@ def test_what_cannot_be_is_named(call, named):
 
 
 def test_the_summary_is_the_means():
-    rates = summary([of(RIGHT), of(RIGHT[:4]), of([0.84, 0.4704, 0.4704, 0.4704])])
-    assert rates["steps_correct"].mean == pytest.approx((8 + 4 + 2) / 3)
-    assert rates["all_right"].mean == rates["collapse"].mean == pytest.approx(1 / 3)
-    assert rates["consistent"].mean == pytest.approx((8 + 4 + 2) / 24)
-    assert all(rate.interval.low <= rate.mean <= rate.interval.high for rate in rates.values())
+    rates = summarize([[of(RIGHT)], [of(RIGHT[:4])], [of([0.84, 0.4704, 0.4704, 0.4704])]])
+    assert rates["steps_correct"]["value"] == pytest.approx((8 + 4 + 2) / 3)
+    assert rates["all_right"]["value"] == rates["collapse"]["value"] == pytest.approx(1 / 3)
+    assert rates["consistent"]["value"] == pytest.approx((8 + 4 + 2) / 24)
+    assert all(rate["low"] <= rate["value"] <= rate["high"] for rate in rates.values())
+
+
+def test_the_samples_of_one_problem_are_averaged():
+    rates = summarize([[of(RIGHT), of(RIGHT[:4])], [of(RIGHT), of(RIGHT)]])
+    assert rates["steps_correct"]["value"] == pytest.approx((6 + 8) / 2)
+    assert rates["all_right"]["value"] == pytest.approx(3 / 4)
 
 
 def test_a_panel_for_each_problem_marks_a_collapse():
-    made = figure([(PROBLEM, RIGHT), (PROBLEM, [0.84, 0.4704, 0.4704, 0.4704])])
+    made = trajectory_figure([(PROBLEM, RIGHT), (PROBLEM, [0.84, 0.4704, 0.4704, 0.4704])])
     first, second = made.axes[:2]
     assert list(first.lines[1].get_ydata()) == RIGHT
     assert (len(first.patches), len(second.patches)) == (0, 1)
 
 
-def test_the_command_asks_a_model(tiny_llama, tmp_path, capsys):
-    options = ["--problems=3", "--steps=4", "--max-new-tokens=8", "--batch-size=2", f"--out={tmp_path}"]
-    assert main([f"--base={tiny_llama}", *options]) == 0
+def test_the_task_scores_texts():
+    task = LogisticMap(size=3, steps=4)
+    problem, *_ = problems = task.problems()
+    assert [p.key for p in problems] == [f"r={p.r}, x0={p.x0}" for p in random_problems(3, steps=4)]
+    right = task.score(problem.gold, problem)
+    assert (right.correct, right.extracted_by) == (True, "steps")
+    wrong = task.score("x_1 = 0.5, and so on", problem)
+    assert (wrong.correct, wrong.answer, wrong.details["score"]["stated"]) == (False, "0.5", 1)
+    assert (task.score("no", problem).answer, task.score("no", problem).correct) == (None, False)
+    assert [p.key for p in LogisticMap(r=[2.5, 3.5], x0=[0.1]).problems()] == ["r=2.5, x0=0.1", "r=3.5, x0=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"size": 0}, "number of problems .* 0"), ({"steps": 0}, "steps must be"), ({"r": [3.5]}, "both be given")],
+)
+def test_settings_that_cannot_be_are_named(settings, named):
+    with pytest.raises(DataError, match=named):
+        LogisticMap(**settings).check()
+
+
+def test_the_command_asks_a_model(tiny_llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    settings = {"task.init_args.size": 3, "task.init_args.steps": 4, "sampling.max_new_tokens": 8, "batch_size": 2}
+    options = ["--config=configs/eval_logistic_map.yaml", *(f"--evaluation.{k}={v}" for k, v in settings.items())]
+    assert command.main([*options, f"--base={tiny_llama}", f"--out={tmp_path}"]) == 0
     assert "collapse" in capsys.readouterr().out
-    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    assert len(records) == 3
-    assert json.loads((tmp_path / "logistic_map.json").read_text())["rates"]["correct"]["mean"] == 0
-    assert (tmp_path / "trajectories.png").stat().st_size > 0
-    assert main([f"--adapter={tmp_path}"]) == 2
+    folder = tmp_path / "eval" / "logistic_map"
+    before = (folder / "records.jsonl").read_bytes()
+    assert len(read(folder / "records.jsonl")) == 3
+    assert json.loads((folder / "eval.json").read_text())["summary"]["correct"]["value"] == 0
+    assert (folder / "trajectories.png").stat().st_size > 0
+    monkeypatch.setattr(command, "_load_model", lambda *_: pytest.fail("nothing is left, so no model is needed"))
+    assert command.main([*options, f"--base={tiny_llama}", f"--out={tmp_path}"]) == 0
+    assert (folder / "records.jsonl").read_bytes() == before
+    capsys.readouterr()
+    assert command.main([*options, f"--adapter={tmp_path}"]) == 2
     assert "neither a run nor an adapter" in capsys.readouterr().err

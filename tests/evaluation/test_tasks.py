@@ -7,7 +7,9 @@ from conftest import DATA
 
 import cera.data
 from cera.data import DataError
-from cera.evaluation.tasks import GSM8K, MATH, MATH500, Chats, GSMSymbolic, Problem
+from cera.evaluation import command, compare_command
+from cera.evaluation.records import read
+from cera.evaluation.tasks import GSM8K, MATH, MATH500, Chats, GSMSymbolic, Problem, Score
 
 
 def write(path, rows):
@@ -94,3 +96,104 @@ def test_nothing_is_skipped(tmp_path):
 def test_mistakes_are_named_before_anything_is_read(task, message):
     with pytest.raises(DataError, match=message):
         task.check()
+
+
+# A task from outside the package
+
+MULTIPLE_CHOICE = '''
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from cera.evaluation.tasks import Problem, RowsTask, Score
+
+
+@dataclass
+class MultipleChoice(RowsTask):
+    """Questions with lettered options; the first capital letter of the answer is the choice."""
+
+    columns: ClassVar = (("question", "options", "correct"),)
+    credit: float | None = None
+
+    def problem(self, row: dict[str, Any], number: int) -> Problem:
+        letters = "ABCDEFGH"[: len(row["options"])]
+        options = "\\n".join(f"{letter}: {option}" for letter, option in zip(letters, row["options"]))
+        gold = letters[row["correct"]]
+        return Problem(f"choice/{number}", f"{row['question']}\\n{options}", gold, details={"letters": letters})
+
+    def score(self, text: str, problem: Problem) -> Score:
+        choice = re.search(f"[{problem.details['letters']}]", text)
+        correct = choice is not None and choice[0] == problem.gold
+        return Score(
+            correct if self.credit is None else self.credit,
+            choice[0] if choice else None,
+            "first letter" if choice else None,
+        )
+
+    def summarize(self, records):
+        share = sum(record["answers"][0] is not None for record in records) / len(records)
+        return {"chosen": {"value": share, "low": share, "high": share}}
+'''
+
+
+def evaluate_choice(tmp_path, tiny_llama, monkeypatch, *more):
+    """Run `cera evaluate` on four questions of a task that lies in a file of its own; returns status and folder."""
+    (tmp_path / "choice_task.py").write_text(MULTIPLE_CHOICE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = [{"question": f"Which is {i}?", "options": ["one", "two", "three"], "correct": i % 3} for i in range(4)]
+    config = tmp_path / "eval_choice.yaml"
+    task = {"class_path": "choice_task.MultipleChoice", "init_args": {"data_files": write(tmp_path / "q.jsonl", rows)}}
+    config.write_text(json.dumps({"evaluation": {"name": "choice", "task": task}}))
+    arguments = [f"--config={config}", f"--base={tiny_llama}", f"--out={tmp_path}", "--dtype=float32", *more]
+    status = command.main([*arguments, "--evaluation.sampling.max_new_tokens=12"])
+    return status, tmp_path / "eval" / "choice"
+
+
+def test_a_task_of_another_kind_from_outside_the_package(tiny_llama, tmp_path, monkeypatch, capsys):
+    status, folder = evaluate_choice(tmp_path, tiny_llama, monkeypatch)
+    assert status == 0
+    records = read(folder / "records.jsonl")
+    assert [record["key"] for record in records] == [f"choice/{i}" for i in range(4)]
+    for record in records:
+        letters = [letter for letter in record["samples"][0] if letter in "ABC"]
+        assert record["answers"] == [letters[0] if letters else None]
+        assert record["how"] == ["first letter" if letters else None]
+        assert record["correct"] == [letters[:1] == [record["gold"]]]
+    report = json.loads((folder / "eval.json").read_text())
+    right = sum(record["correct"][0] for record in records)
+    assert report["metrics"]["pass@1"]["value"] == right / 4
+    assert report["summary"]["chosen"]["value"] == sum(r["answers"] != [None] for r in records) / 4
+    assert "chosen" in capsys.readouterr().out
+
+    # resumed: the two problems that are left are asked, and the others stay as they are
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(lines[:2]))
+    (folder / "eval.json").unlink()
+    assert evaluate_choice(tmp_path, tiny_llama, monkeypatch)[0] == 0
+    again = read(folder / "records.jsonl")
+    assert again[:2] == records[:2]
+    assert [record["samples"] for record in again] == [record["samples"] for record in records]
+    assert json.loads((folder / "eval.json").read_text())["metrics"] == report["metrics"]
+
+    status, _ = evaluate_choice(tmp_path, tiny_llama, monkeypatch, "--evaluation.task.init_args.credit=0.5")
+    assert status == 2
+    assert "task.credit: None there, 0.5 here" in capsys.readouterr().err
+
+
+def test_partial_credit_is_reported_as_the_mean_score(tiny_llama, tmp_path, monkeypatch, capsys):
+    credit = "--evaluation.task.init_args.credit=0.25"
+    status, folder = evaluate_choice(tmp_path, tiny_llama, monkeypatch, credit)
+    assert status == 0
+    report = json.loads((folder / "eval.json").read_text())
+    assert report["metrics"] == {"score": {"value": 0.25, "low": 0.25, "high": 0.25}}
+    capsys.readouterr()
+    assert compare_command.main([str(tmp_path), str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "score" in printed
+    assert "McNemar" not in printed
+
+
+@pytest.mark.parametrize("correct", [1.5, -0.1, "yes", None, float("nan")])
+def test_a_score_is_a_verdict_or_a_credit(correct):
+    with pytest.raises(ValueError, match=r"Score\.correct must be"):
+        Score(correct)

@@ -1,14 +1,33 @@
-"""The benchmarks: a problem's question, its answer, and the groups that it is reported under. One small class a set."""
+"""The base classes of evaluation tasks. A task has problems, and it scores the answers to them.
 
+A new task is one file with one class, which a configuration names by its class path. It needs no change in cera::
+
+    @dataclass
+    class Capitals(RowsTask):
+        columns: ClassVar = (("country", "capital"),)
+
+        def problem(self, row: dict[str, Any], number: int) -> Problem:
+            return Problem(f"capitals/{number}", f"What is the capital of {row['country']}?", row["capital"])
+
+        def score(self, text: str, problem: Problem) -> Score:
+            return Score(correct=problem.gold.casefold() in text.casefold())
+
+A task whose problems do not come from a file or the hub derives from ``Task`` and has ``all_problems``.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cera.data import ChatDataset, DataError, Rows
+from cera.data import DataError, Rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUBSET_SEED = 0
-"""Seed of the problems that ``limit`` takes: every evaluation with the same limit asks the same ones."""
+"""Seed of the choice of ``limit`` problems: every evaluation with the same limit uses the same ones."""
 
 
 @dataclass(frozen=True)
@@ -17,161 +36,143 @@ class Problem:
 
     Attributes:
         key: Its name, unique in the task.
-        question: As the set has it.
-        gold: The set's answer, or a solution that ends in it.
-        groups: What else it is reported under, such as ``{"level": "Level 5", "subject": "Algebra"}``.
+        question: The question as the data set has it, without prompt or chat template.
+        gold: The reference answer, or a solution that ends in it.
+        groups: Groups under which it is also reported, such as ``{"level": "5", "subject": "Algebra"}``.
+        details: Whatever else ``Task.score`` needs, such as the options of a multiple choice or the tests of a program.
     """
 
     key: str
     question: str
     gold: str
     groups: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The verdict on one generated text.
+
+    Attributes:
+        correct: Whether the text is right, or a partial credit in [0, 1].
+        answer: The final answer that was extracted from the text; ``None`` if there is none.
+        extracted_by: The rule that extracted it, such as ``"boxed"``; counted in the report.
+        details: Further JSON values for the record, which ``Task.summarize`` and ``Task.figures`` can read.
+
+    Raises:
+        ValueError: ``correct`` is neither a bool nor a float in [0, 1].
+    """
+
+    correct: bool | float
+    answer: str | None = None
+    extracted_by: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.correct, bool | float) or not 0 <= self.correct <= 1:
+            raise ValueError(f"Score.correct must be a bool, or a float in [0, 1], got {self.correct!r}.")
 
 
 @dataclass
-class Task(Rows):
-    """A set of problems: a local file, or one of the hub.
+class Task:
+    """A set of problems and the rule that scores the answers to them.
+
+    Subclasses are dataclasses, whose fields are the settings of the task; they are kept with the results. They define
+    ``all_problems`` and ``score``, and may define ``check``, ``summarize`` and ``figures``.
 
     Args:
-        limit: Ask that many of them: a fixed random choice, in the set's order. ``None`` asks all.
+        limit: Evaluate only this many problems: a fixed random choice, in the order of the set. ``None`` takes all.
     """
 
-    split: str = "test"
     limit: int | None = None
 
-    def problem(self, row: dict[str, Any], number: int) -> Problem:
-        """Row ``number`` as a problem."""
+    def all_problems(self) -> list[Problem]:
+        """Return every problem of the set, in order.
+
+        Raises:
+            DataError: A problem is malformed. An evaluation skips nothing.
+        """
+        raise NotImplementedError
+
+    def score(self, text: str, problem: Problem) -> Score:
+        """Score one generated answer.
+
+        Args:
+            text: What the model wrote after the prompt.
+            problem: The problem that it answers.
+        """
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise ``DataError`` for what can be told without the network."""
-        self._check_limit()
-        super().check()
-
-    def _check_limit(self) -> None:
+        """Raise ``DataError`` for mistakes that show without the network and without a model."""
         if self.limit is not None and self.limit < 1:
             raise DataError(f"task.limit must be at least 1, got {self.limit}.")
 
     def problems(self) -> list[Problem]:
-        """All problems, in the set's order.
+        """Return the problems to evaluate: all of them, or ``limit``.
 
         Raises:
-            DataError: A row is malformed, or two have the same key. An evaluation skips nothing.
+            DataError: A problem is malformed, or two have the same key.
         """
-        found = []
+        problems = self.all_problems()
+        if len({problem.key for problem in problems}) < len(problems):
+            raise DataError(f"{type(self).__name__}: two problems have the same id.")
+        return subset(problems, self.limit)
+
+    def summarize(self, records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+        """Return metrics of this task's own, beside the share of right answers.
+
+        Args:
+            records: The finished records, one for each problem (``cera.evaluation.records.Record``).
+
+        Returns:
+            For each metric its ``value`` and the ends ``low`` and ``high`` of its 95% interval.
+        """
+        return {}
+
+    def figures(self, records: Sequence[dict[str, Any]]) -> "dict[str, Figure]":
+        """Return figures to save beside the records, by file name without ending.
+
+        Args:
+            records: As for ``summarize``.
+        """
+        return {}
+
+
+@dataclass
+class RowsTask(Task, Rows):
+    """A task whose problems are the rows of local files or of a data set on the hub; see ``cera.data.Rows``.
+
+    Subclasses define ``columns``, ``problem`` and ``score``.
+    """
+
+    split: str = "test"
+
+    def problem(self, row: dict[str, Any], number: int) -> Problem:
+        """Return row ``number`` as a problem. An exception means that the row is malformed."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ``DataError`` for a wrong limit, missing or empty files, and wrong columns."""
+        Task.check(self)
+        Rows.check(self)
+
+    def all_problems(self) -> list[Problem]:
+        """Return all rows as problems, in order; see ``Task.all_problems``."""
+        problems = []
         for number, raw in enumerate(self.load(streaming=False)):
             try:
                 row = self.row(raw)
                 if row is not None:
-                    found.append(self.problem(row, number))
+                    problems.append(self.problem(row, number))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{type(self).__name__}: row {number} is malformed: {error!r}.") from error
-        if len({problem.key for problem in found}) < len(found):
-            raise DataError(f"{type(self).__name__}: two rows have the same id.")
-        return subset(found, self.limit)
+        return problems
 
 
-def subset(problems: list[Problem], limit: int | None) -> list[Problem]:
-    """A fixed random choice of ``limit`` problems, in their order; all, where there are no more."""
+def subset(problems: list[Any], limit: int | None) -> list[Any]:
+    """Return a fixed random choice of ``limit`` items in their order, or all of them if there are no more."""
     if limit is None or limit >= len(problems):
         return problems
     chosen = np.random.default_rng(SUBSET_SEED).permutation(len(problems))[:limit]
     return [problems[i] for i in sorted(chosen)]
-
-
-@dataclass
-class GSM8K(Task):
-    """openai/gsm8k (Cobbe et al. 2021), 1,319 test problems: ``question``, and an ``answer`` that ends ``#### N``."""
-
-    columns: ClassVar = (("question", "answer"),)
-    path: str | None = "openai/gsm8k"
-    name: str | None = "main"
-
-    def problem(self, row: dict[str, Any], number: int) -> Problem:
-        return Problem(f"gsm8k/{number}", row["question"], row["answer"])
-
-
-@dataclass
-class MATH(Task):
-    """MATH, 5,000 test problems with level and subject (Hendrycks et al. 2021).
-
-    ``problem`` with a ``solution`` whose answer is boxed, or with the bare ``answer``; ``level``; ``subject`` or, on
-    the hub, ``type``.
-    """
-
-    columns: ClassVar = (("problem", "solution"), ("problem", "answer"))
-    path: str | None = "DigitalLearningGmbH/MATH-lighteval"
-
-    def problem(self, row: dict[str, Any], number: int) -> Problem:
-        subject = row.get("subject") or row.get("type")
-        level = str(row.get("level") or "").removeprefix("Level ")
-        groups = {name: str(value) for name, value in (("level", level), ("subject", subject)) if value}
-        key = str(row.get("unique_id") or f"math/{number}")
-        gold = row.get("answer") or row.get("solution") or ""  # two training problems have neither: never right
-        return Problem(key, row["problem"], gold, groups)
-
-
-@dataclass
-class MATH500(MATH):
-    """HuggingFaceH4/MATH-500, the 500 test problems of Lightman et al. (2023).
-
-    Files with ``question`` and ``answer`` (a solution that ends in ``The answer is: X``) are read, too.
-    """
-
-    columns: ClassVar = (("problem", "answer"), ("question", "answer"))
-    path: str | None = "HuggingFaceH4/MATH-500"
-
-    def problem(self, row: dict[str, Any], number: int) -> Problem:
-        return super().problem({**row, "problem": row.get("problem") or row["question"]}, number)
-
-
-@dataclass
-class GSMSymbolic(Task):
-    """apple/GSM-Symbolic: 100 templates of GSM8K with 50 sets of names and numbers each (Mirzadeh et al. 2024).
-
-    The problems of a template are alike, and intervals, which take problems for independent, narrower than they should
-    be.
-
-    Args:
-        name: ``main``, or ``p1`` and ``p2`` with one and two clauses more.
-    """
-
-    columns: ClassVar = (("question", "answer"),)
-    path: str | None = "apple/GSM-Symbolic"
-    name: str | None = "main"
-
-    def problem(self, row: dict[str, Any], number: int) -> Problem:
-        return Problem(f"gsm_symbolic/{number}", row["question"], row["answer"])
-
-
-@dataclass
-class Chats(Task):
-    """Any ``cera.data.ChatDataset`` of questions and answers as a task: its last user and assistant turns.
-
-    Args:
-        dataset: Such as ``cera.data.GSMSymbolic``, which makes its problems on the spot.
-    """
-
-    columns: ClassVar = ()
-    dataset: ChatDataset = field(default_factory=ChatDataset)
-
-    def check(self) -> None:
-        """As of the dataset."""
-        if self.files() or self.path:
-            raise DataError("Chats: give data_files and path to its dataset.")
-        self._check_limit()
-        self.dataset.check()
-
-    def problems(self) -> list[Problem]:
-        """The conversations that end in a question and its answer."""
-        found = []
-        for number, raw in enumerate(self.dataset.load(streaming=False)):
-            try:
-                messages = self.dataset.parse(raw) or []
-            except ValueError as error:
-                raise DataError(f"{type(self.dataset).__name__}: row {number} is malformed: {error}.") from error
-            if [message["role"] for message in messages] == ["user", "assistant"]:
-                found.append(Problem(f"chats/{number}", messages[0]["content"], messages[1]["content"]))
-        if not found:
-            raise DataError(f"{type(self.dataset).__name__} has no conversation of one question and one answer.")
-        return subset(found, self.limit)

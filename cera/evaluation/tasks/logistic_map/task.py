@@ -1,0 +1,86 @@
+"""The logistic map as an evaluation task."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cera.data import DataError
+from cera.evaluation.tasks.logistic_map.parser import parse
+from cera.evaluation.tasks.logistic_map.problem import LogisticMapProblem, grid_problems, random_problems
+from cera.evaluation.tasks.logistic_map.score import TrajectoryScore, score, summarize
+from cera.evaluation.tasks.task import Problem, Score, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = 9
+"""Number of problems whose trajectories are drawn."""
+
+
+@dataclass
+class LogisticMap(Task):
+    """Does a model iterate ``x_(n+1) = r x_n (1 - x_n)``, or does it fall into repeating a value (paper Table 2)?
+
+    The model is asked for rounded values, so its trajectory may leave the true one without a mistake; ``tolerances``
+    allows for that. An answer counts as right if all judged steps are.
+
+    Args:
+        size: Number of random problems.
+        steps: Number of values that each problem asks for.
+        decimals: Decimal places that values are rounded to.
+        problem_seed: Seed of the random problems.
+        r: Growth rates, and
+        x0: initial values of a grid of problems in place of random ones. Both or neither must be given.
+    """
+
+    size: int = 50
+    steps: int = 10
+    decimals: int = 4
+    problem_seed: int = 0
+    r: list[float] | None = None
+    x0: list[float] | None = None
+
+    def check(self) -> None:
+        """Raise ``DataError`` if a setting is out of its range."""
+        super().check()
+        self._trajectories()
+
+    def all_problems(self) -> list[Problem]:
+        """Return a problem for each trajectory; the gold answer is its worked steps."""
+        return [
+            Problem(problem.key, problem.question, problem.answer, details=asdict(problem))
+            for problem in self._trajectories()
+        ]
+
+    def _trajectories(self) -> list[LogisticMapProblem]:
+        if (self.r is None) != (self.x0 is None):
+            raise DataError("LogisticMap: r and x0 must both be given, or neither.")
+        try:
+            if self.r is not None and self.x0 is not None:
+                return grid_problems(self.r, self.x0, self.steps, self.decimals)
+            return random_problems(self.size, self.problem_seed, self.steps, self.decimals)
+        except ValueError as error:
+            raise DataError(f"LogisticMap: {error}") from error
+
+    def score(self, text: str, problem: Problem) -> Score:
+        """Parse the stated values and judge them; the details of the record have the problem, the values and counts."""
+        asked = LogisticMapProblem(**problem.details)
+        values = parse(text)
+        result = score(values, asked.r, asked.x0, asked.decimals, asked.steps)
+        return Score(
+            correct=result.all_right,
+            answer=", ".join(map(str, values)) or None,
+            extracted_by="steps" if values else None,
+            details={"problem": problem.details, "values": values, "score": asdict(result)},
+        )
+
+    def summarize(self, records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+        """Return steps before the first error, and the shares of right and consistent steps and of collapses."""
+        return summarize([[TrajectoryScore(**details["score"]) for details in record["details"]] for record in records])
+
+    def figures(self, records: Sequence[dict[str, Any]]) -> "dict[str, Figure]":
+        """Return ``trajectories``: the first sample of each of the first problems beside the truth."""
+        from cera.evaluation.tasks.logistic_map.figure import trajectory_figure
+
+        first = [record["details"][0] for record in records[:PANELS]]
+        return {"trajectories": trajectory_figure([(LogisticMapProblem(**d["problem"]), d["values"]) for d in first])}

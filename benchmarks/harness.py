@@ -1,26 +1,17 @@
 """What benchmarks share: contenders that take turns, ratios with their spread, saved results."""
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import psutil
-import torch
-
-from benchmarks.process import REPOSITORY
 from cera.runs.checkpoints import replacing
+from cera.runs.environment import environment as runs_environment
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "peft", "trl", "lightning", "accelerate", "numpy")
 T = TypeVar("T")
 
 
@@ -135,45 +126,14 @@ def save(result: Result, quick: bool, folder: Path = RESULTS) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Where and with what something is measured: machine, load, threads, versions, date and git revision."""
+    """Return the environment record under the keys of the saved results: ``versions`` and ``git_revision``."""
+    record = runs_environment()
+    software = ("python", "packages", "commit", "command")
     return {
-        "cpu": _cpu_model(),
-        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_average": [round(load, 2) for load in psutil.getloadavg()],
-        "threads": torch.get_num_threads(),
-        "nice": os.nice(0) if hasattr(os, "nice") else None,
-        "platform": platform.platform(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_revision": _git_revision(),
+        **{key: value for key, value in record.items() if key not in software},
+        "versions": {"python": record["python"], **record["packages"]},
+        "git_revision": record["commit"],
     }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """The commit, with ``+changes`` if the checkout differs from it; ``None`` outside of git."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
-        return None
-    return found.stdout.strip() or None
 
 
 # Measuring

@@ -8,10 +8,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard.summary import hparams
 
-from cera.runs.finished import Spectra, adapter_label, adapter_name, adapter_rank, read_spectra, spectra_files
+from cera.runs.finished import adapter_label, adapter_name, adapter_rank
 from cera.runs.loggers import tensorboards
 from cera.spectral.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
-from cera.spectral.hooks import by_module
+from cera.spectral.files import Spectra, spectra_files
+from cera.spectral.layer_names import by_module
 
 SORTED_BY = ("val/perplexity", "spectra/effective_rank/mean", "spectra/auc_90/mean")
 """The metrics of the HParams tab: a run's last value of each."""
@@ -63,7 +64,7 @@ class Dashboard(Callback):
         unseen = [step for step in files if step <= trainer.global_step and step not in self._history]
         if not unseen:  # nothing was measured since
             return
-        self._history.update({step: read_spectra(files[step]) for step in unseen})
+        self._history.update({step: Spectra.read(files[step]) for step in unseen})
         newest = self._history[max(self._history)]
         for logger in loggers:
             _draw(logger.experiment, newest, self._history, adapter_label(*_adapter(pl_module)))

@@ -1,6 +1,5 @@
 """Follows the spectra of an adapter through training (paper Sections 3.1, 4.1, 4.2)."""
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -11,15 +10,15 @@ from typing import Any, get_args
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from cera.runs.checkpoints import replacing
-from cera.runs.finished import spectra_files
 from cera.runs.loggers import log_now
 from cera.spectral import NonFiniteError, SpectrumAccumulator, effective_rank, energy_rank
-from cera.spectral.hooks import Branch, Quantity, by_module, find_branches
+from cera.spectral.files import Quantity, Spectra, spectra_files
+from cera.spectral.hooks import Branch, find_branches
+from cera.spectral.layer_names import by_module
 
 
 class SpectralTracker(Callback):
@@ -181,7 +180,7 @@ class SpectralTracker(Callback):
                 spectra[found][branch.name] = sigma.cpu()
         ranks = {branch.name: branch.rank for branch in self._branches if branch.rank}
         if trainer.is_global_zero:
-            self._keep(trainer, spectra, ranks)
+            self._keep(trainer, Spectra(trainer.global_step, dict(spectra), ranks))
         values = {}
         for quantity, layers in spectra.items():
             values.update(_measures(quantity, layers, ranks))
@@ -189,13 +188,11 @@ class SpectralTracker(Callback):
         values["spectra/cost"] = self._seconds / (self._earlier + time.perf_counter() - self._started)
         return values
 
-    def _keep(self, trainer: Trainer, spectra: dict[str, dict[str, Tensor]], ranks: dict[str, int]) -> None:
-        tensors = {f"{quantity}/{name}": s for quantity, layers in spectra.items() for name, s in layers.items()}
-        metadata = {"layers": json.dumps([b.name for b in self._branches]), "ranks": json.dumps(ranks)}
+    def _keep(self, trainer: Trainer, spectra: Spectra) -> None:
         folder = Path(trainer.default_root_dir) / "spectra"
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"step={trainer.global_step}.safetensors") as file:
-            save_file(tensors, file, metadata)
+        with replacing(folder / spectra.file_name) as file:
+            spectra.save(file)
 
 
 def _measures(quantity: str, spectra: dict[str, Tensor], ranks: dict[str, int]) -> dict[str, float]:

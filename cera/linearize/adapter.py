@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cera.adapters import CeraConfig
-from cera.spectral.hooks import base_name
+from cera.spectral.layer_names import base_name
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cera.linearize.adapter import Linearization
 from cera.spectral.figures import FLOOR, panels
-from cera.spectral.hooks import by_module
+from cera.spectral.layer_names import by_module
 
 
 def figure(linearization: Linearization) -> Figure:

@@ -46,7 +46,7 @@ from cera.linearize.adapter import Linearization, LinearizedLayer, lora_config, 
 from cera.linearize.layers import Batch, FittedLayer, LayerUpdate, visit_inputs
 from cera.linearize.least_squares import least_squares
 from cera.spectral import SpectrumAccumulator
-from cera.spectral.hooks import base_name
+from cera.spectral.layer_names import base_name
 
 HOLD_OUT_EVERY = 4
 """One batch in this many is held out of the fit, beginning with the first."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import safe_open
-from torch import Tensor
+
+from cera.spectral.files import Spectra, spectra_files
 
 DIVERGED = "diverged.json"
 """What ``cera.callbacks.DivergenceGuard`` leaves in the directory of a run that it stopped."""
@@ -24,21 +24,6 @@ WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA"}
 
 class RunError(ValueError):
     """A directory is not that of a run, or lacks what a study needs."""
-
-
-@dataclass(frozen=True)
-class Spectra:
-    """Singular values of all layers at one step.
-
-    Attributes:
-        step: Optimizer steps done.
-        values: ``{"update" | "latent" | "weight": {layer: (k,) fp64, descending}}``.
-        ranks: The adapter's r in each layer; without those that have none.
-    """
-
-    step: int
-    values: dict[str, dict[str, Tensor]]
-    ranks: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -157,8 +142,8 @@ class Run:
         return None
 
     def spectra(self) -> list[Spectra]:
-        """What ``cera.callbacks.SpectralTracker`` kept, in order of steps."""
-        return [read_spectra(path) for path in spectra_files(self.path).values()]
+        """Read the spectra that ``cera.callbacks.SpectralTracker`` wrote, in order of steps."""
+        return [Spectra.read(path) for path in spectra_files(self.path).values()]
 
 
 def adapter_name(class_path: str, settings: dict[str, Any]) -> str:
@@ -193,29 +178,6 @@ def curve(path: Path, column: str) -> dict[int, float]:
             with suppress(ValueError):  # a line in which a process was killed, and a resumed one went on
                 values[int(step) + (0 if base else 1)] = float(value)
     return values
-
-
-def spectra_files(run_dir: str | Path) -> dict[int, Path]:
-    """The files of a run's spectra by optimizer steps done, ascending."""
-    files = {int(p.stem.partition("=")[2]): p for p in (Path(run_dir) / "spectra").glob("step=*.safetensors")}
-    return dict(sorted(files.items()))
-
-
-def read_spectra(path: Path) -> Spectra:
-    """One ``spectra/step=N.safetensors``: keys are ``quantity/layer``, metadata has each layer's r."""
-    values: dict[str, dict[str, Tensor]] = {}
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        for key in file.keys():  # noqa: SIM118  # not a dict
-            quantity, _, layer = key.partition("/")
-            values.setdefault(quantity, {})[layer] = file.get_tensor(key)
-        order = json.loads(metadata["layers"])
-    ranks = json.loads(metadata["ranks"])
-    return Spectra(
-        int(path.stem.partition("=")[2]),
-        {quantity: {layer: of[layer] for layer in order if layer in of} for quantity, of in values.items()},
-        ranks,
-    )
 
 
 def labels(runs: Iterable[Run]) -> dict[str, str]:

@@ -14,11 +14,13 @@ from torch import nn
 
 from cera.data import ChatData, ChatDataset, DataError, GSMSymbolic
 from cera.models.backbone import BackboneError
-from cera.runs.finished import Run, RunError, Spectra, adapter_label
+from cera.runs.finished import Run, RunError, adapter_label
 from cera.runs.saved_adapter import AdapterError, SavedAdapter
 from cera.spectral import SpectrumAccumulator, effective_rank, energy_rank
 from cera.spectral.figures import Layers, side_by_side
-from cera.spectral.hooks import Quantity, by_module, find_branches
+from cera.spectral.files import Quantity, Spectra
+from cera.spectral.hooks import find_branches
+from cera.spectral.layer_names import by_module
 
 PROBLEMS = GSMSymbolic(problem_seed=1)
 """What adapters are measured on unless told otherwise: problems from another seed than those of the training set."""

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 from cera.spectral import cumulative_energy, effective_rank, energy_rank
-from cera.spectral.hooks import by_module
+from cera.spectral.layer_names import by_module
 
 Layers = dict[str, Tensor]
 FLOOR = 1e-6

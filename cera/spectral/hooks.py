@@ -13,9 +13,9 @@ A PiSSA adapter starts with the principal part of the weight in its B A: its upd
 has changed since the base.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import ParamWrapper
@@ -25,9 +25,8 @@ from torch.utils.hooks import RemovableHandle
 
 from cera.adapters import CeraExperts
 from cera.spectral import SpectrumAccumulator, weight_spectrum
-
-Quantity = Literal["update", "latent", "weight"]
-"""Which matrix is measured (see ``cera.spectral``)."""
+from cera.spectral.files import Quantity
+from cera.spectral.layer_names import base_name
 
 EPSILON = 1e-5
 """AdaLoRA adds it to the number of ranks that it divides by."""
@@ -93,35 +92,6 @@ def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
         and not isinstance(layer, CeraExperts | ParamWrapper)
         and adapter in layer._get_available_adapters()
     ]
-
-
-def base_name(name: str) -> str:
-    """A module's name in the base model, without PEFT's wrapping."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-
-
-def layer_labels(names: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Layer number and module of each name: ``model.layers.7.self_attn.q_proj`` is (7, ``q_proj``).
-
-    The module is the name's last part if that tells all apart, else all that follows the number.
-    """
-    parts = {name: _split_at_number(name) for name in names}
-    short = {name: (number, rest.rpartition(".")[2]) for name, (number, rest) in parts.items()}
-    return short if len(set(short.values())) == len(short) else parts
-
-
-def by_module(names: Iterable[str]) -> dict[str, dict[int, str]]:
-    """The names by module, then layer number, ascending (``layer_labels``)."""
-    found: dict[str, dict[int, str]] = {}
-    for name, (number, module) in layer_labels(names).items():
-        found.setdefault(module, {})[number] = name
-    return {module: dict(sorted(of.items())) for module, of in found.items()}
-
-
-def _split_at_number(name: str) -> tuple[int, str]:
-    words = name.split(".")
-    number = next((i for i, word in enumerate(words) if word.isdigit()), None)
-    return (0, name) if number is None else (int(words[number]), ".".join(words[number + 1 :]))
 
 
 def _branch(name: str, layer: Any, adapter: str) -> Branch:

@@ -10,8 +10,9 @@ from peft import LoHaConfig, LoraConfig
 
 import cera
 from cera.callbacks import SpectralTracker
-from cera.runs.finished import curve, read_spectra
+from cera.runs.finished import curve
 from cera.spectral import effective_rank, energy_rank
+from cera.spectral.files import Spectra
 from cera.spectral.hooks import find_branches
 
 ADAPTERS = {
@@ -32,7 +33,7 @@ def curves(folder, prefix):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_tracked_spectra_are_those_of_the_layers_outputs_minus_the_bases(tiny_llama, tmp_path, name):
     made, data, trainer = fit(tiny_llama, tmp_path, [SpectralTracker(batches=2)], adapter=ADAPTERS[name])
-    found = read_spectra(tmp_path / "spectra" / "step=4.safetensors")
+    found = Spectra.read(tmp_path / "spectra" / "step=4.safetensors")
     spectra = found.values["update"]
     assert ("latent" in found.values) == (name in ("cera", "lora"))
     assert sorted(p.name for p in (tmp_path / "spectra").iterdir()) == ["step=2.safetensors", "step=4.safetensors"]
@@ -82,7 +83,7 @@ def test_every_n_training_steps(tiny_llama, tmp_path):
     fit(tiny_llama, tmp_path, [tracker], adapter=ADAPTERS["lora"], **options)
     files = sorted(p.name for p in (tmp_path / "spectra").iterdir())
     assert files == ["step=3.safetensors", "step=6.safetensors"]
-    found = read_spectra(tmp_path / "spectra" / "step=6.safetensors")
+    found = Spectra.read(tmp_path / "spectra" / "step=6.safetensors")
     assert found.values.keys() == {"update", "latent", "weight"}
     for column in curves(tmp_path, "spectra/effective_rank/").values():
         assert sorted(column) == [3, 6]

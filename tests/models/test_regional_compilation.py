@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import cera
 from cera.callbacks import SpectralTracker
 from cera.models.compiled_layers import compile_layers
-from cera.runs.finished import spectra_files
+from cera.spectral.files import spectra_files
 
 ADAPTER = cera.CeraConfig(r=8, dropout=0.1, target_modules=["q_proj", "v_proj"], init_weights=False)
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 import cera
 from cera.spectral import effective_rank
 from cera.spectral.command import measure
-from cera.spectral.hooks import find_branches, layer_labels
+from cera.spectral.hooks import find_branches
+from cera.spectral.layer_names import layer_labels
 
 TARGETS = ["q_proj", "v_proj"]
 ADAPTERS = {

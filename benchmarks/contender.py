@@ -77,7 +77,7 @@ def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False, prof
             },
         },
         "data": {
-            "dataset": {"class_path": "cera.data.GSM8K", "init_args": {"data_files": task.data}},
+            "dataset": {"class_path": "cera.data.GSM8KSolutions", "init_args": {"data_files": task.data}},
             "batch_size": task.batch_size,
             "max_length": task.max_length,
         },

@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 from peft import PeftConfig
 
 import cera
-from cera.data import ChatData, GSMSymbolic
+from cera.data import ChatData, ReasoningGymWordProblems
 from cera.runs.loggers import MetricsCSV
 from cera.training.module import CausalLM
 
@@ -32,7 +32,7 @@ def fit(
     adapter = adapter or cera.CeraConfig(r=8, dropout=0.1)
     how = {"gradient_checkpointing": gradient_checkpointing, "compile_layers": compile_layers}
     module = CausalLM(base, adapter, learning_rate, **how)
-    data = ChatData(GSMSymbolic(size=60), base, validation_rows=8, max_length=192, batch_size=2)
+    data = ChatData(ReasoningGymWordProblems(size=60), base, validation_rows=8, max_length=192, batch_size=2)
     settings = {
         "max_steps": 4,
         "val_check_interval": 2,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 MOVED = {
+    "cera.data.GSM8K": "cera.data.GSM8KSolutions",
+    "cera.data.GSMSymbolic": "cera.data.ReasoningGymWordProblems",
     "cera.loggers.MetricsCSV": "cera.runs.loggers.MetricsCSV",
     "cera.strategies.DeepSpeed": "cera.training.DeepSpeed",
     "cera.training.deepspeed.DeepSpeed": "cera.training.DeepSpeed",

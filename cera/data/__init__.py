@@ -2,7 +2,7 @@
 
 from cera.data.chat import ChatEncoder, Document, TemplateError
 from cera.data.datamodule import ChatData
-from cera.data.datasets import GSM8K, ChatDataset, GSMSymbolic, MathInstruct, SlimOrca
+from cera.data.datasets import ChatDataset, GSM8KSolutions, MathInstruct, ReasoningGymWordProblems, SlimOrca
 from cera.data.packing import Packer, collate
 from cera.data.rows import DataError, Rows
 from cera.data.stream import BatchStream, ShuffledRows
@@ -14,8 +14,8 @@ __all__ = [
     "ChatEncoder",
     "DataError",
     "Document",
-    "GSM8K",
-    "GSMSymbolic",
+    "GSM8KSolutions",
+    "ReasoningGymWordProblems",
     "MathInstruct",
     "Packer",
     "Rows",

@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from cera.data.chat import ChatEncoder
-from cera.data.datasets import ChatDataset
+from cera.data.datasets import EARLIER_NAMES, ChatDataset
 from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 from cera.models.backbone import load_tokenizer
@@ -213,7 +213,7 @@ class ChatData(LightningDataModule):
         Raises:
             CheckpointError: The position is one in other data, or in another order of them.
         """
-        if differing := differences(state_dict["identity"], self._identity()):
+        if differing := differences(_with_current_names(state_dict["identity"]), self._identity()):
             each = "; ".join(f"data.{difference}" for difference in differing)
             raise CheckpointError(f"the checkpoint is of a run on other data ({each}).")
         self.setup()
@@ -227,3 +227,11 @@ class ChatData(LightningDataModule):
         names = ("validation_rows", "max_length", "overlong", "packing", "shuffle_buffer", "seed")
         settings = {name: getattr(self, name) for name in names}
         return json.dumps({**settings, "dataset": dataset}, sort_keys=True)
+
+
+def _with_current_names(identity: str) -> str:
+    """Return a checkpoint's identity with the current name of a dataset class that has been renamed since."""
+    settings = json.loads(identity)
+    dataset = settings["dataset"]
+    dataset["class"] = EARLIER_NAMES.get(dataset["class"], dataset["class"])
+    return json.dumps(settings, sort_keys=True)

@@ -1,4 +1,9 @@
-"""The training sets: how a row of each becomes messages. One small class a format."""
+"""The training sets. Each is one small class that says how a row of the set becomes a conversation.
+
+dataset = SlimOrca()
+for raw in dataset.load():
+    messages = dataset.parse(raw)  # [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,27 +14,34 @@ import datasets
 from cera.data.chat import Message, check_messages
 from cera.data.rows import DataError, Rows
 
+EARLIER_NAMES = {"GSMSymbolic": "ReasoningGymWordProblems", "GSM8K": "GSM8KSolutions"}
+"""Names that checkpoints of earlier versions have for classes of this module, and the names of today."""
+
 
 @dataclass
 class ChatDataset(Rows):
-    """Rows with a conversation each: ``messages`` (role, content) or ``conversations`` (from, value).
+    """Rows that hold one conversation each: ``messages`` (role, content) or ``conversations`` (from, value).
 
-    This is the format for any file of one's own; the subclasses are the named sets.
+    Use it for files of your own; the subclasses are published sets.
     """
 
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("conversations",))
 
     def messages(self, row: dict[str, Any]) -> list[Message] | None:
-        """One row as messages; ``None`` if the row is filtered out. Raises ``ValueError`` for a malformed row."""
+        """Return one row as messages, or ``None`` to filter it out.
+
+        Raises:
+            ValueError: The row is malformed.
+        """
         if row.get("messages") is not None:
             return [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
         return sharegpt(row["conversations"])
 
     def parse(self, raw: dict[str, Any]) -> list[Message] | None:
-        """A raw row of ``load`` as checked messages; ``None`` if filtered out.
+        """Return a raw row of ``load`` as checked messages, or ``None`` if it is filtered out.
 
         Raises:
-            ValueError: The row is malformed; the message says how.
+            ValueError: The row is malformed; the message says in which way.
         """
         row = self.row(raw)
         if row is None:
@@ -42,7 +54,11 @@ class ChatDataset(Rows):
 
 
 def sharegpt(turns: list[dict[str, Any]]) -> list[Message]:
-    """ShareGPT's ``from``/``value`` turns as messages."""
+    """Return ShareGPT's ``from``/``value`` turns as messages.
+
+    Raises:
+        ValueError: A speaker is unknown.
+    """
     roles = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
     unknown = {turn["from"] for turn in turns} - roles.keys()
     if unknown:
@@ -51,7 +67,7 @@ def sharegpt(turns: list[dict[str, Any]]) -> list[Message]:
 
 
 def question_and_answer(question: str, answer: str) -> list[Message]:
-    """A conversation of one question and its answer."""
+    """Return the conversation of one question and its answer."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
@@ -66,10 +82,10 @@ class SlimOrca(ChatDataset):
 
 @dataclass
 class MathInstruct(ChatDataset):
-    """TIGER-Lab/MathInstruct: ``instruction``, ``output``, and a ``source`` that says which kind of solution it is.
+    """TIGER-Lab/MathInstruct: ``instruction``, ``output``, and the ``source``, which names the kind of solution.
 
     Args:
-        solutions: ``"cot"`` keeps the prose solutions (chain of thought), ``"pot"`` the Python programs.
+        solutions: ``"cot"`` keeps solutions in prose (chain of thought), ``"pot"`` Python programs, ``"all"`` both.
     """
 
     columns: ClassVar = (("source", "instruction", "output"),)
@@ -87,8 +103,11 @@ class MathInstruct(ChatDataset):
 
 
 @dataclass
-class GSM8K(ChatDataset):
-    """openai/gsm8k: ``question``, and an ``answer`` of worked steps that ends in ``#### N`` (Cobbe et al. 2021)."""
+class GSM8KSolutions(ChatDataset):
+    """openai/gsm8k for training: ``question``, and the steps of its ``answer``, which end in ``#### N``.
+
+    Source: Cobbe et al. 2021. The benchmark on the test split is ``cera.evaluation.tasks.GSM8K``.
+    """
 
     columns: ClassVar = (("question", "answer"),)
     path: str | None = "openai/gsm8k"
@@ -99,17 +118,18 @@ class GSM8K(ChatDataset):
 
 
 @dataclass
-class GSMSymbolic(ChatDataset):
-    """Word problems after GSM8K's templates with fresh names and numbers, made on the spot by ``reasoning-gym``.
+class ReasoningGymWordProblems(ChatDataset):
+    """Word problems that ``reasoning-gym`` generates from templates of GSM8K, with new names and numbers.
 
-    Some of the generator's worked solutions end in another number than its answer; those are left out, and so are
-    repeated questions, so that a validation split shares no question with the training split.
+    Some of the generator's solutions end in another number than its answer; those are left out, and so are repeated
+    questions, so that a validation split shares no question with the training split. The generator is called
+    ``gsm_symbolic``; Apple's data set of that name is ``cera.evaluation.tasks.GSMSymbolic``.
 
     Args:
-        size: How many problems.
-        problem_seed: Seed of the generator, apart from the run's seed: the problems stay the same across runs.
-        skip: Leave out that many first: what follows the problems of a training set of that size shares no question
-            with it, while another seed makes some of them again.
+        size: Number of problems.
+        problem_seed: Seed of the generator. It is not the seed of the run: all runs get the same problems.
+        skip: Number of problems to leave out first. The problems after those of a training set of that size share no
+            question with it, whereas another seed generates some of them again.
     """
 
     columns: ClassVar = (("question", "answer"),)
@@ -118,12 +138,13 @@ class GSMSymbolic(ChatDataset):
     skip: int = 0
 
     def check(self) -> None:
+        name = type(self).__name__
         if self.size <= 0:
-            raise DataError(f"GSMSymbolic.size must be a positive integer, got {self.size}.")
+            raise DataError(f"{name}.size must be a positive integer, got {self.size}.")
         if self.skip < 0:
-            raise DataError(f"GSMSymbolic.skip must be zero or more, got {self.skip}.")
+            raise DataError(f"{name}.skip must be zero or more, got {self.skip}.")
         if self.data_files is not None:
-            raise DataError("GSMSymbolic makes its problems itself: it takes no data_files. For a file, use GSM8K.")
+            raise DataError(f"{name} generates its problems and takes no data_files. For a file, use GSM8KSolutions.")
 
     def load(self, streaming: bool | None = None) -> datasets.Dataset:
         return datasets.Dataset.from_list(list(self._problems()))
@@ -143,7 +164,9 @@ class GSMSymbolic(ChatDataset):
                 yield {"question": question, "answer": solution}
             if len(questions) == end:
                 return
-        raise DataError(f"GSMSymbolic: {end} problems are asked for, and the generator has only {len(questions)}.")
+        raise DataError(
+            f"{type(self).__name__}: skip + size is {end}, but the generator has only {len(questions)} problems."
+        )
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         return question_and_answer(row["question"], row["answer"])

@@ -12,7 +12,7 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from cera.data import ChatData, ChatDataset, DataError, GSMSymbolic
+from cera.data import ChatData, ChatDataset, DataError, ReasoningGymWordProblems
 from cera.models.backbone import BackboneError
 from cera.runs.finished import Run, RunError, adapter_label
 from cera.runs.saved_adapter import AdapterError, SavedAdapter
@@ -22,7 +22,7 @@ from cera.spectral.files import Quantity, Spectra
 from cera.spectral.hooks import find_branches
 from cera.spectral.layer_names import by_module
 
-PROBLEMS = GSMSymbolic(problem_seed=1)
+PROBLEMS = ReasoningGymWordProblems(problem_seed=1)
 """What adapters are measured on unless told otherwise: problems from another seed than those of the training set."""
 
 

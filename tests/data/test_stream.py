@@ -14,14 +14,16 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from cera.data import ChatDataset, DataError, MathInstruct
+from cera.data import ChatDataset, DataError, MathInstruct, ReasoningGymWordProblems
 from cera.data.chat import IGNORE, ChatEncoder, TemplateError
 from cera.data.datamodule import ChatData
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
+from cera.runs.checkpoints import CheckpointError
 
 LENGTH = 48
 N = 60
@@ -560,6 +562,24 @@ def test_state_goes_from_one_data_module_to_another(tmp_path, tiny_llama, kind) 
     resumed = chat_data(tmp_path, tiny_llama, kind)
     resumed.load_state_dict(saved(data.state_dict()))
     assert_same_batches(list(resumed.train_dataloader()), batches[3:])
+
+
+@pytest.mark.parametrize("size", [40, 41])
+def test_the_state_of_a_checkpoint_from_before_the_dataset_was_renamed(tiny_llama, size) -> None:
+    checkpoint = REPOSITORY / "tests" / "fixtures" / "earlier" / "cera_stopped" / "checkpoints" / "step=3.ckpt"
+    state = torch.load(checkpoint, weights_only=False)["ChatData"]
+    assert json.loads(state["identity"])["dataset"]["class"] == "GSMSymbolic"
+    data = ChatData(
+        ReasoningGymWordProblems(size=size), tiny_llama, validation_rows=4, max_length=128, batch_size=2, seed=42
+    )
+    if size == 40:
+        data.load_state_dict(state)
+        assert data.train_stream.position == state["position"]
+        assert next(iter(data.train_dataloader()))["n_tokens"] > 0
+        data.load_state_dict(data.state_dict())
+    else:
+        with pytest.raises(CheckpointError, match="dataset"):
+            data.load_state_dict(state)
 
 
 def test_a_batch_for_the_model_has_no_position_and_moves_nothing_outside_of_training(tmp_path, tiny_llama) -> None:

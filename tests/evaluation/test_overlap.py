@@ -6,7 +6,7 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cera.data import GSMSymbolic
+from cera.data import ReasoningGymWordProblems
 from cera.evaluation import overlap as module
 from cera.evaluation.overlap import Match, Overlap, find, fold_numbers, main, overlap, tokens
 from cera.evaluation.tasks import GSM8K
@@ -259,7 +259,7 @@ def test_conversations_are_compared_by_their_turns(files, tmp_path, capsys):
 
 
 def test_configurations_name_the_sets(files, tmp_path, capsys):
-    common = write(tmp_path / "data.yaml", ["data: {dataset: {class_path: cera.data.GSM8K}}"])
+    common = write(tmp_path / "data.yaml", ["data: {dataset: {class_path: cera.data.GSM8KSolutions}}"])
     run_config = write(tmp_path / "run.yaml", [f"include: {common.name}", "name: test"])
     task = write(tmp_path / "eval.yaml", ["evaluation: {name: own, task: {class_path: cera.evaluation.tasks.MATH}}"])
     status, printed, _ = run(
@@ -271,7 +271,7 @@ def test_configurations_name_the_sets(files, tmp_path, capsys):
 
 def test_configurations_of_this_project_are_read():
     train = find(REPOSITORY / "configs" / "smol_cera.yaml", ["data.dataset"])
-    assert train == GSMSymbolic(size=4000)
+    assert train == ReasoningGymWordProblems(size=4000)
     task = find(REPOSITORY / "configs" / "eval_gsm8k.yaml", ["evaluation.task", "data.dataset"])
     assert isinstance(task, GSM8K)
 

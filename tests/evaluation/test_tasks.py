@@ -67,7 +67,7 @@ def test_limit_is_a_fixed_choice_in_order(tmp_path):
 
 
 def test_any_chat_dataset():
-    task = Chats(dataset=cera.data.GSMSymbolic(size=20, problem_seed=1), limit=5)
+    task = Chats(dataset=cera.data.ReasoningGymWordProblems(size=20, problem_seed=1), limit=5)
     task.check()
     problems = task.problems()
     assert len(problems) == 5

@@ -25,7 +25,7 @@ def write_run(
         "seed_everything": seed,
         "trainer": {"max_steps": max_steps, "default_root_dir": str(path), **trainer},
         "model": {"base": "some/model", "adapter": adapter or CERA, "learning_rate": learning_rate, "warmup": 0.03},
-        "data": {"dataset": {"class_path": "cera.data.GSMSymbolic"}, "batch_size": 4},
+        "data": {"dataset": {"class_path": "cera.data.ReasoningGymWordProblems"}, "batch_size": 4},
         "name": path.name,
     }
     (path / "config.yaml").write_text(yaml.safe_dump(config))

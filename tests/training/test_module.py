@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import cera
 from cera.callbacks import Checkpoints
-from cera.data import ChatData, GSMSymbolic
+from cera.data import ChatData, ReasoningGymWordProblems
 from cera.data.chat import IGNORE
 from cera.runs.checkpoints import AtomicCheckpointIO
 from cera.training.module import CausalLM
@@ -26,7 +26,9 @@ def trainer(**options) -> Trainer:
 
 
 def data(base: str, **options) -> ChatData:
-    return ChatData(GSMSymbolic(size=40), base, **{"validation_rows": 8, "max_length": 192, "batch_size": 2, **options})
+    return ChatData(
+        ReasoningGymWordProblems(size=40), base, **{"validation_rows": 8, "max_length": 192, "batch_size": 2, **options}
+    )
 
 
 def module(base: str, adapter=None, **options) -> CausalLM:

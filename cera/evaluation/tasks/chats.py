@@ -15,7 +15,7 @@ class Chats(WorkedSolutionTask):
     Conversations of exactly one user and one assistant turn are its problems; others are left out.
 
     Args:
-        dataset: The dataset, such as ``cera.data.GSMSymbolic``, which generates its problems.
+        dataset: The dataset, such as ``cera.data.ReasoningGymWordProblems``, which generates its problems.
     """
 
     columns: ClassVar = ()

@@ -68,7 +68,7 @@ def module(vocabulary: int, layers: int = 2, adapter: PeftConfig = ADAPTER) -> C
     # made in bf16: weights made in fp32 first would leave their memory to the step that is measured
     base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
     found = CausalLM(base="random", adapter=adapter)
-    found._ends_in_its_head = True  # which is otherwise asked of the named base's skeleton
+    found.head_is_last = True  # otherwise read from the skeleton of the named base
     found.model = get_peft_model(base, adapter, autocast_adapter_dtype=False).train()
     return found
 

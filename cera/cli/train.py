@@ -45,7 +45,8 @@ from cera.models.backbone import BackboneError, load_config
 from cera.runs import directory as run_directory
 from cera.runs.checkpoints import AtomicCheckpointIO, CheckpointError, newest_checkpoint
 from cera.runs.loggers import MetricsCSV
-from cera.training.module import CausalLM, base_dtype
+from cera.training.module import CausalLM
+from cera.training.precision import base_dtype
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cera.memory.live_memory import LiveMemory, SelectedShare, materialize
 from cera.models.backbone import build_skeleton
-from cera.training.module import CausalLM, base_dtype
+from cera.training.module import CausalLM
+from cera.training.precision import base_dtype
 
 
 def adapted_skeleton(module: CausalLM) -> Any:
@@ -52,7 +53,7 @@ def activations(module: CausalLM, precision: str, rows: int, length: int, labell
     module.trainer = cpu_trainer(precision)
     model = module.model = adapted_skeleton(module)
     with module.trainer.precision_plugin.forward_context():
-        _ = module._ends_in_its_head  # builds and caches a skeleton, which must not be counted
+        _ = module.head_is_last  # builds and caches a skeleton, which must not be counted
     with FakeTensorMode():
         materialize(model, *dtypes(module, precision))
         parameters = list(model.parameters())

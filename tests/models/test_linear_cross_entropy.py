@@ -104,7 +104,7 @@ def test_fifty_steps_are_those_of_the_whole_logits(tiny_llama, tmp_path, monkeyp
 
     options = {"max_steps": 50, "val_check_interval": 25}
     fit(tiny_llama, tmp_path / "chunks", [], **options)
-    monkeypatch.setattr(CausalLM, "_in_chunks", lambda self, head: False)
+    monkeypatch.setattr(CausalLM, "head_is_last", False)
     fit(tiny_llama, tmp_path / "whole", [], **options)
     for column in ("train/loss", "val/perplexity"):
         chunks, whole = losses(tmp_path / "chunks", column), losses(tmp_path / "whole", column)

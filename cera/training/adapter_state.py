@@ -1,0 +1,48 @@
+"""What a checkpoint holds of the trained module: the adapter's weights and the identity of the run.
+
+A checkpoint of another base, adapter or recipe is refused with the reason, because its weights and its optimizer state
+would not mean the same in this run.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+
+from cera.runs.checkpoints import CheckpointError, differences
+
+
+def identity(base: str, adapter: PeftConfig, recipe: dict[str, Any]) -> str:
+    """Return base, adapter and recipe as sorted JSON: the settings that must agree before a checkpoint is loaded.
+
+    Args:
+        base: Name of the base model; an existing path is made absolute.
+        adapter: PEFT configuration as the run applies it.
+        recipe: Hyperparameters by name.
+    """
+    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in adapter.to_dict().items()}
+    del settings["peft_version"]
+    resolved = str(Path(base).resolve()) if Path(base).exists() else base
+    return json.dumps({**settings, **recipe, "base": resolved}, sort_keys=True, default=str)
+
+
+def check_checkpoint(checkpoint: dict[str, Any], expected: str, names: Collection[str]) -> None:
+    """Check that a checkpoint belongs to this run and holds the whole adapter.
+
+    Args:
+        checkpoint: As Lightning loads it. Under DeepSpeed it has no ``state_dict``: DeepSpeed keeps the weights in
+            files of its own, and checks them.
+        expected: The ``identity`` of this run.
+        names: The names of the adapter's weights.
+
+    Raises:
+        CheckpointError: The checkpoint is of another run, or lacks weights.
+    """
+    if differing := differences(checkpoint["cera"]["identity"], expected):
+        raise CheckpointError(f"the checkpoint is of another run ({'; '.join(differing)}).")
+    weights = checkpoint.get("state_dict")
+    if weights is not None and weights.keys() != set(names):
+        missing = sorted(set(names) - weights.keys())
+        raise CheckpointError(f"the checkpoint lacks {len(missing)} of the adapter's weights, such as {missing[:1]}.")

@@ -1,0 +1,52 @@
+"""The paper's training recipe (App. A): AdamW, linear warm-up, cosine to zero, and dropout that resumes exactly."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_cosine_schedule_with_warmup
+
+
+def check_recipe(learning_rate: float, weight_decay: float, warmup: float) -> None:
+    """Raise ``ValueError`` if a hyperparameter is out of its range; the message names it."""
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"model.learning_rate must be a positive number, got {learning_rate}.")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"model.weight_decay must be zero or more, got {weight_decay}.")
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"model.warmup is a share of the steps, in [0, 1], got {warmup}.")
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    fused: bool,
+) -> AdamW:
+    """Return AdamW with weight decay on matrices; vectors (norms, biases) never decay."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=fused)
+
+
+def cosine_with_warmup(optimizer: AdamW, warmup: float, steps: int) -> LambdaLR:
+    """Return a schedule that rises linearly over the share ``warmup`` of the steps and falls to zero with a cosine."""
+    return get_cosine_schedule_with_warmup(optimizer, math.ceil(warmup * steps), steps)
+
+
+def seed_dropout(seed: int, rank: int, step: int, micro_batch: int) -> None:
+    """Seed torch's generator for one micro-batch.
+
+    Other users of random numbers (callbacks, validation, loaders) thus do not change a run, and a resumed run
+    continues exactly without a saved generator state.
+    """
+    sequence = np.random.SeedSequence((seed, rank, step, micro_batch))
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from cera.runs.finished import DIVERGED, RunError
 from cera.runs.loggers import log_now, tensorboards
-from cera.studies.lr_robustness import Robustness, compare, figure, save, study_of
+from cera.studies.lr_robustness import Robustness, read_study, robustness_by_adapter
+from cera.studies.lr_robustness_figure import figure, save_figure
 
 
 class LRRobustness(Callback):
@@ -36,7 +37,7 @@ class LRRobustness(Callback):
             cera.runs.finished.RunError: ``trainer.default_root_dir`` has no ``config.yaml``, which ``train.py`` writes.
         """
         if trainer.is_global_zero:
-            study_of(trainer.default_root_dir)
+            read_study(trainer.default_root_dir)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning has given this validation to the loggers by now, so it is in ``metrics.csv``."""
@@ -56,14 +57,14 @@ class LRRobustness(Callback):
         if not trainer.is_global_zero:
             return
         try:
-            own, runs = study_of(trainer.default_root_dir)
-            results = compare(runs)
+            own, runs = read_study(trainer.default_root_dir)
+            results = robustness_by_adapter(runs)
             if results == self._shown:
                 return
             self._shown = results
             self._log(trainer, results[own.identity[1]])
             drawn = figure(results.values())
-            save(drawn, Path(trainer.default_root_dir) / "lr_robustness.png")
+            save_figure(drawn, Path(trainer.default_root_dir) / "lr_robustness.png")
             for logger in tensorboards(trainer):
                 logger.experiment.add_figure("lr_robustness/panels", drawn, trainer.global_step)
         except (OSError, RunError) as error:  # files, mostly of other runs: nothing to lose this one for

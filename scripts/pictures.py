@@ -1,7 +1,8 @@
-"""The README's pictures, from real runs: ``python scripts/pictures.py`` (a quarter of an hour on two cores).
+"""Makes the pictures of the README and the documentation from real runs: ``python scripts/pictures.py``.
 
-Trains CeRA and LoRA (r=64) on SmolLM2-135M at three learning rates, 40 steps each; runs that are there are kept.
-Then draws their spectra and learning-rate robustness, and takes screenshots of TensorBoard in a headless Chromium.
+Trains CeRA and LoRA (r=64) on SmolLM2-135M at three learning rates, 40 steps each, which takes a quarter of an hour on
+two cores; finished runs are reused. Then draws their spectra and learning-rate robustness, and takes screenshots of
+TensorBoard in a headless Chromium.
 """
 
 import argparse
@@ -16,7 +17,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from browser import browser, tensorboard, text_of_page
 
-from cera.studies import lr_robustness, spectra
+from cera.spectral import command as spectra
+from cera.studies import lr_robustness_command as lr_robustness
 
 ADAPTERS = ("cera", "lora")
 LEARNING_RATES = ("1e-4", "3e-4", "1e-3")
@@ -25,12 +27,12 @@ TABS = {"spectra": "?tagFilter=spectra/.*/mean|val/perplexity#timeseries", "comp
 
 
 def train(runs: Path) -> None:
-    """The six runs, one after the other."""
+    """Train the six runs, one after the other."""
     for learning_rate in LEARNING_RATES:
         for adapter in ADAPTERS:
             name = f"{adapter}_{learning_rate}"
-            done = runs / name / "spectra" / f"step={STEPS}.safetensors"
-            if not done.exists():
+            last_spectra = runs / name / "spectra" / f"step={STEPS}.safetensors"
+            if not last_spectra.exists():
                 options = [
                     f"--config=configs/smol_{adapter}.yaml", f"--runs={runs}", f"--name={name}",
                     f"--model.learning_rate={learning_rate}", f"--trainer.max_steps={STEPS}",
@@ -40,19 +42,19 @@ def train(runs: Path) -> None:
 
 
 def screenshots(runs: Path, pictures: Path) -> None:
-    """TensorBoard's Time Series and Custom Scalars over all runs."""
+    """Take screenshots of TensorBoard's Time Series and Custom Scalars over all runs."""
     with tempfile.TemporaryDirectory() as profile, tensorboard(runs) as address, browser(Path(profile)) as driver:
-        for name, place in TABS.items():
-            driver.get(f"{address}/{place}")
+        for name, tab in TABS.items():
+            driver.get(f"{address}/{tab}")
             driver.refresh()
             while "cera_1e-4" not in text_of_page(driver):
                 time.sleep(0.5)
-            time.sleep(5)  # for the charts to be drawn
+            time.sleep(5)  # until the charts are drawn
             driver.save_screenshot(str(pictures / f"tensorboard_{name}.png"))
 
 
 def main() -> None:
-    """Train what is missing, then draw."""
+    """Train the missing runs, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "pictures")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "pictures")

@@ -3,7 +3,7 @@
 print(table([["CeRA", 12.3456]], headers=["adapter", "ER"], floatfmt=".2f"))
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from tabulate import tabulate
@@ -14,6 +14,8 @@ def table(
     headers: Sequence[str],
     floatfmt: str | Sequence[str] = ".3g",
     style: Literal["plain", "markdown"] = "plain",
+    intfmt: str = "",
+    verbatim: Collection[int] = (),
 ) -> str:
     """Format rows as text: words to the left, numbers to the right, ``None`` as an empty cell.
 
@@ -22,6 +24,21 @@ def table(
         headers: One for each column.
         floatfmt: Format of floats, for all columns or one for each.
         style: ``"plain"`` for a terminal, ``"markdown"`` for a document.
+        intfmt: Format of integers, such as ``","``.
+        verbatim: Indices of columns of numbers that are formatted already, such as ``"3e-4"`` and ``"-"``.
     """
     formats = {"plain": "simple", "markdown": "github"}
-    return tabulate(rows, headers=headers, floatfmt=floatfmt, tablefmt=formats[style], missingval="")
+    alignment = None
+    if verbatim and rows:
+        words = [any(isinstance(row[i], str) for row in rows) for i in range(len(headers))]
+        alignment = ["right" if i in verbatim else "left" if words[i] else "decimal" for i in range(len(headers))]
+    return tabulate(
+        rows,
+        headers=headers,
+        floatfmt=floatfmt,
+        intfmt=intfmt,
+        tablefmt=formats[style],
+        missingval="",
+        disable_numparse=list(verbatim) if rows else False,
+        colalign=alignment,
+    )

@@ -1,1 +1,5 @@
-"""The paper's tables and figures, and more, from finished runs: everything here only reads run directories."""
+"""Comparisons over finished runs, read from their run directories.
+
+- ``compare``: all adapters on the same data and budget, side by side (``cera compare-adapters``).
+- ``lr_robustness``: dependence on the learning rate, paper Section 4.4 and Fig. 2 (``cera lr-robustness``).
+"""

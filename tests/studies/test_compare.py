@@ -6,6 +6,7 @@ from conftest import REPOSITORY
 
 from cera.runs.finished import Run
 from cera.studies import compare
+from cera.studies.compare_command import main
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def arguments(tmp_path, options, *adapters):
 def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     given = arguments(tmp_path, options, "cera", "lora")
-    assert compare.main(given) == 0
+    assert main(given) == 0
     printed = capsys.readouterr().out
     assert "CeRA r=64" in printed
     assert "LoRA r=64" in printed
@@ -40,19 +41,19 @@ def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
 
     # once more: nothing is trained again
     monkeypatch.setattr(compare.subprocess, "run", None)
-    assert compare.main(given) == 0
+    assert main(given) == 0
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["configs/parts/smol.yaml", "nowhere.yaml"], "there is no configuration file nowhere.yaml"),
+        (["configs/parts/smol.yaml", "nowhere.yaml"], "no such configuration: nowhere.yaml"),
         (["configs/parts/smol.yaml", "configs/smol_cera.yaml", "configs/smol_cera.yaml"], "the same name"),
     ],
 )
 def test_errors(files, message, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
-    assert compare.main(files) == 2
+    assert main(files) == 2
     assert message in capsys.readouterr().err
 
 
@@ -61,7 +62,7 @@ def test_a_failed_run_is_named_and_the_others_are_in_the_table(options, tmp_path
     broken = tmp_path / "broken.yaml"
     broken.write_text("model:\n  adapter:\n    class_path: cera.CeraConfig\n    init_args: {r: 0}\n")
     given = ["configs/parts/smol.yaml", str(broken), "configs/adapters/lora.yaml", "--runs", str(tmp_path / "runs")]
-    assert compare.main([*given, "--", *options]) == 1
+    assert main([*given, "--", *options]) == 1
     captured = capfd.readouterr()
-    assert "these runs failed, and say why above: broken" in captured.err
+    assert "these runs failed, see their messages above: broken" in captured.err
     assert "| lora" in captured.out

@@ -18,8 +18,11 @@ from test_runs import CERA, LORA, write_run
 
 from cera.callbacks import LRRobustness
 from cera.runs.finished import Run, RunError, find_runs
-from cera.studies.lr_robustness import as_text, compare, figure, main, mean_distance, study_of, table
+from cera.studies.lr_robustness import format_learning_rate, mean_distance, read_study, robustness_by_adapter
+from cera.studies.lr_robustness_command import main, robustness_table
+from cera.studies.lr_robustness_figure import figure
 
+COMMAND = "import sys; from cera.studies.lr_robustness_command import main; sys.exit(main(sys.argv[1:]))"
 COLUMNS = ("final_ppl_spread", "area_between_curves", "share_within_1_percent", "divergences")
 
 
@@ -40,10 +43,10 @@ def write_grid(runs: Path) -> None:
 
 def test_numbers_by_hand(tmp_path):
     write_grid(tmp_path)
-    own, runs = study_of(tmp_path / "a")
+    own, runs = read_study(tmp_path / "a")
     assert [r.name for r in runs] == list("abcdefg")
-    cera, lora = compare(runs).values()
-    assert compare(runs)[own.identity[1]] == cera
+    cera, lora = robustness_by_adapter(runs).values()
+    assert robustness_by_adapter(runs)[own.identity[1]] == cera
     assert (cera.label, lora.label) == ("CeRA r=64", "LoRA r=64")
     assert list(cera.curves) == [1e-4, 3e-4, 5e-4, 7e-4, 1e-3]
     assert cera.final_perplexity == pytest.approx({1e-4: 4.0, 3e-4: 3.01, 5e-4: 3.03})
@@ -65,7 +68,7 @@ def test_a_learning_rate_with_one_diverged_replicate_is_not_a_good_one(tmp_path)
     write_run(tmp_path / "a", CERA, 1e-4, {0: 9.0, 100: 3.0})
     write_run(tmp_path / "b", CERA, 3e-4, {0: 9.0, 100: 3.0}, seed=1)
     write_run(tmp_path / "c", CERA, 3e-4, {0: 9.0, 50: math.inf}, seed=2)
-    (result,) = compare(find_runs(tmp_path)).values()
+    (result,) = robustness_by_adapter(find_runs(tmp_path)).values()
     assert result.final_perplexity == {1e-4: 3.0}
     assert (result.share_within, result.divergences, result.spread) == (0.5, 1, None)
 
@@ -73,7 +76,7 @@ def test_a_learning_rate_with_one_diverged_replicate_is_not_a_good_one(tmp_path)
 def test_all_diverged(tmp_path):
     for name, learning_rate in (("a", 1e-3), ("b", 1e-2)):
         write_run(tmp_path / name, CERA, learning_rate, {0: 9.0, 50: math.nan})
-    (result,) = compare(find_runs(tmp_path)).values()
+    (result,) = robustness_by_adapter(find_runs(tmp_path)).values()
     assert (result.share_within, result.divergences, result.best, result.spread) == (0.0, 2, None, None)
     figure([result])
 
@@ -98,14 +101,14 @@ def test_mean_distance_against_a_fine_grid():
 
 @pytest.mark.parametrize(("value", "text"), [(1e-4, "1e-4"), (3.5e-4, "3.5e-4"), (3 * 1e-4, "3e-4"), (2.0, "2e0")])
 def test_learning_rates_are_written_as_in_papers(value, text):
-    assert as_text(value) == text
+    assert format_learning_rate(value) == text
 
 
 # The figure
 
 
 def panels(runs: Path) -> dict[str, object]:
-    return {panel.get_title(): panel for panel in figure(compare(find_runs(runs)).values()).axes}
+    return {panel.get_title(): panel for panel in figure(robustness_by_adapter(find_runs(runs)).values()).axes}
 
 
 def test_a_panel_for_each_learning_rate_with_a_curve_for_each_run_and_one_of_final_perplexities(tmp_path):
@@ -152,7 +155,7 @@ def test_perplexities_orders_of_magnitude_apart_are_on_a_log_scale(tmp_path):
 def test_of_many_learning_rates_some_have_panels_and_all_are_in_the_last(tmp_path):
     for i in range(30):
         write_run(tmp_path / str(i), CERA, 1e-5 * 1.2**i, {0: 9.0, 100: 4.0})
-    made = figure(compare(find_runs(tmp_path)).values())
+    made = figure(robustness_by_adapter(find_runs(tmp_path)).values())
     assert len(made.axes) == 12
     assert made.get_suptitle() == "11 of 30 learning rates"
     assert len(made.axes[-1].lines[0].get_xdata()) == 30
@@ -165,7 +168,7 @@ def test_the_command_prints_a_row_for_each_adapter_and_saves_the_figure(tmp_path
     write_grid(tmp_path / "runs")
     assert main([str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "out.png")]) == 0
     printed = capsys.readouterr().out
-    _, _, header, cera, lora, _, where, *_ = printed.splitlines()
+    _, _, header, _, cera, lora, _, where, *_ = printed.splitlines()
     assert header.split() == [
         "adapter", "1e-4", "3e-4", "5e-4", "7e-4", "1e-3", "rates", "best", "at", "spread", "area", "within", "1%",
         "diverged",
@@ -184,7 +187,7 @@ def test_several_studies_in_a_directory_have_a_table_and_a_figure_each(tmp_path,
     printed = capsys.readouterr().out
     assert printed.count("adapter ") == 2
     assert {p.name for p in tmp_path.glob("*.png")} == {"lr_robustness.png", "lr_robustness-2.png"}
-    assert table(compare([Run.read(tmp_path / "h")]).values()) in printed
+    assert robustness_table(robustness_by_adapter([Run.read(tmp_path / "h")]).values()) in printed
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
@@ -195,7 +198,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     write_run(tmp_path / "good" / "a", curve={0: 9.0})
     for arguments, message in (
         (["nowhere"], "nowhere"),
-        (["empty"], "is no run directory, and there is none in it"),
+        (["empty"], "is no run directory and contains none"),
         (["broken"], "names no model.adapter"),
         (["runs"], "no run has a validation perplexity yet"),
         (["good", "--out", "a.docx"], "docx"),
@@ -252,8 +255,8 @@ def test_numbers_come_with_the_second_run_and_with_its_last_validation(grid):
 
 
 def test_a_run_with_another_seed_is_a_replicate(grid):
-    _, runs = study_of(grid / "seed")
-    (result,) = compare(runs).values()
+    _, runs = read_study(grid / "seed")
+    (result,) = robustness_by_adapter(runs).values()
     assert {lr: len(curves) for lr, curves in result.curves.items()} == {0.001: 1, 0.01: 2}
     finals = [Run.read(grid / name).curve("val/perplexity")[8] for name in ("high", "seed")]
     assert finals[0] != finals[1]
@@ -313,7 +316,7 @@ def test_with_two_processes_the_first_one_writes(tiny_llama, tmp_path, strategy)
     options = [*STRATEGIES[strategy], "--trainer.devices=2", "--trainer.precision=bf16-true"]
     lr_run(tiny_llama, tmp_path, "a", 0.01, *options)
     assert losses(tmp_path / "a", "lr_robustness/divergences") == {3: 0.0, 7: 0.0}
-    assert compare(study_of(tmp_path / "a")[1]).popitem()[1].final_perplexity.keys() == {0.01}
+    assert robustness_by_adapter(read_study(tmp_path / "a")[1]).popitem()[1].final_perplexity.keys() == {0.01}
     assert (tmp_path / "a" / "lr_robustness.png").exists()
 
 
@@ -343,7 +346,7 @@ def test_a_directory_that_cannot_be_written_costs_a_warning_and_not_the_run(tiny
 def test_the_module_runs_as_a_command(tmp_path):
     write_grid(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "cera.studies.lr_robustness", str(tmp_path / "a")],
+        [sys.executable, "-c", COMMAND, str(tmp_path / "a")],
         capture_output=True, text=True, env=environment(), check=True, cwd=REPOSITORY,
     )  # fmt: skip
     assert "CeRA r=64" in done.stdout

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from cera.studies.adapters import Shapes, load, method, names, table, width
+from scripts.adapters_page import Shapes, load, method, names, page, width
 
 SMALL = {"r": 8, "init_r": 8, "target_r": 4}
 QUANTIZED = {"qlora", "qcera"}
@@ -38,7 +38,7 @@ def logits(model, ids):
 def test_no_op_counted_saved_and_disabled(base, tiny_llama, ids, tmp_path, name):
     config = load(name, **SMALL)
     expected = logits(base, ids)
-    count = method(name).count(Shapes.of(base.config), width(config)) * base.config.num_hidden_layers
+    count = method(name).count(Shapes.from_config(base.config), width(config)) * base.config.num_hidden_layers
     torch.manual_seed(0)
     model = get_peft_model(base, config).eval()
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
@@ -63,7 +63,7 @@ def test_no_op_counted_saved_and_disabled(base, tiny_llama, ids, tmp_path, name)
 
 
 def test_the_page_is_what_the_code_says():
-    assert (REPOSITORY / "docs" / "adapters.md").read_text() == table()
+    assert (REPOSITORY / "docs" / "adapters.md").read_text() == page()
 
 
 def options(name, tiny_llama, runs, *more):

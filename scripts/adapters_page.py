@@ -1,9 +1,9 @@
-"""All adapters of ``configs/adapters`` in one table: what they compute, how large they are, whether they merge.
+"""Generates docs/adapters.md: formula, size and mergeability of every adapter in ``configs/adapters``.
 
-    python -m cera.studies.adapters > docs/adapters.md
+    python scripts/adapters_page.py > docs/adapters.md
 
-Sizes, and whether an adapter merges, come from the code: each configuration is put on a model and asked. The formulas
-of the sizes are held against them in the tests.
+Sizes and mergeability are taken from the code, by applying each configuration to a model. The tests compare the sizes
+with the formulas.
 """
 
 import importlib
@@ -18,33 +18,33 @@ from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import cera.adapters  # noqa: F401  # makes CeRA and its like PEFT methods
+import cera.adapters  # noqa: F401  # registers CeRA and its variants as PEFT methods
 from cera.adapters.budget import trainable_parameters
 from cera.cli.compose import compose
 from cera.runs.finished import adapter_rank
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "configs" / "adapters"
 SMOL = LlamaConfig(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
     vocab_size=49152, tie_word_embeddings=True,
 )  # fmt: skip
-"""SmolLM2-135M's shapes."""
+"""Shapes of SmolLM2-135M."""
 
 LLAMA = LlamaConfig(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
     vocab_size=128256,
 )  # fmt: skip
-"""Llama-3-8B's shapes."""
+"""Shapes of Llama-3-8B."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the size of an adapter on a Llama depends on.
+    """The widths that the size of an adapter on a Llama depends on.
 
     Attributes:
-        d: Width of the hidden states, of the queries' output and of both inputs.
-        v: Width of the values' output.
+        d: Width of the hidden states, of the queries, and of the inputs of both projections.
+        v: Width of the values.
         layers: Number of layers.
     """
 
@@ -53,22 +53,22 @@ class Shapes:
     layers: int
 
     @classmethod
-    def of(cls, config: LlamaConfig) -> "Shapes":
-        """Those of a model."""
-        groups = config.num_key_value_heads or config.num_attention_heads
+    def from_config(cls, config: LlamaConfig) -> "Shapes":
+        """Return the shapes of a model."""
+        heads = config.num_key_value_heads or config.num_attention_heads
         return cls(
-            config.hidden_size, config.hidden_size // config.num_attention_heads * groups, config.num_hidden_layers
+            config.hidden_size, config.hidden_size // config.num_attention_heads * heads, config.num_hidden_layers
         )
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a kind of adapter is written down.
+    """How the page describes a kind of adapter.
 
     Attributes:
-        formula: What the adapted layer computes.
-        size: Its parameters in each decoder layer, as text.
-        count: The same, as a function of the shapes and of r.
+        formula: Output of the adapted layer.
+        size: Number of parameters per decoder layer, as text.
+        count: Number of parameters per decoder layer, as a function of the shapes and r.
         source: The paper.
     """
 
@@ -117,45 +117,45 @@ METHODS = {
     ),
     "parallel": Method("ffn(x) + s W_down relu(W_up x)", "2 r d", lambda s, r: 2 * r * s.d, "He et al. 2021"),
 }
-"""By configuration file; those not here are settings of the one that they include."""
+"""Descriptions by configuration file; a file not listed here has that of its ``FAMILY``."""
 
 FAMILY = {"qlora": "lora", "qcera": "cera", **{f"cera_{name}": "cera" for name in ("relu", "gelu", "tanh", "identity")}}
 FAMILY["cera_no_dropout"] = "cera"
 
 
 def names() -> list[str]:
-    """The configurations, CeRA first."""
+    """Return the names of all configurations, CeRA first."""
     return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (not name.startswith("cera"), name))
 
 
 def method(name: str) -> Method:
-    """How the adapter of a configuration is written down."""
+    """Return the description of a configuration's adapter."""
     return METHODS[FAMILY.get(name, name)]
 
 
 def load(name: str, **settings: Any) -> PeftConfig:
-    """The adapter of ``configs/adapters/NAME.yaml``.
+    """Return the adapter of ``configs/adapters/NAME.yaml``.
 
     Args:
-        name: The file's, without its ending.
-        settings: Put in place of the file's; those that the method does not have are left out.
+        name: Name of the file, without its ending.
+        settings: Settings that override those of the file; settings unknown to the method are ignored.
     """
     adapter = compose(str(FOLDER / f"{name}.yaml"))["model"]["adapter"]
     module, _, kind = adapter["class_path"].rpartition(".")
     cls = getattr(importlib.import_module(module), kind)
     arguments = dict(adapter["init_args"])
-    if "total_step" in arguments:  # the run's number of steps, which a table has not
+    if "total_step" in arguments:  # interpolated from the run's number of steps in the file
         arguments["total_step"] = 100
     return cls(**{**arguments, **{k: v for k, v in settings.items() if k in cls.__dataclass_fields__}})
 
 
 def width(config: PeftConfig) -> int:
-    """The adapter's r: AdaLoRA's is the one that it starts with."""
+    """Return the adapter's r; for AdaLoRA, its initial r."""
     return adapter_rank(vars(config)) or 0
 
 
 def merges(config: PeftConfig) -> bool:
-    """Whether the adapter can be merged into the base, by trying it on a small model."""
+    """Return whether the adapter can be merged into the base, by trying it on a small model."""
     small = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         vocab_size=8,
@@ -168,23 +168,32 @@ def merges(config: PeftConfig) -> bool:
     return all(module.merged for module in model.modules() if isinstance(module, BaseTunerLayer))
 
 
-def table() -> str:
-    """The page, in Markdown."""
+def page() -> str:
+    """Return the page, in Markdown."""
     lines = [
         "# Adapters",
         "",
-        "Made by `python -m cera.studies.adapters`. `d` is the width of the hidden states, `v` that of the values, `D`",
-        "dropout. Sizes are of each decoder layer as a formula, and of the whole model at the r of the configuration.",
+        "Generated by `python scripts/adapters_page.py`. `d` is the width of the hidden states, `v` that of the",
+        "values, and `D` is dropout. Sizes are given as a formula per decoder layer, and for the whole model at the",
+        "configured r.",
         "To use one: `python train.py --config configs/parts/smol.yaml --config configs/adapters/NAME.yaml`.",
         "",
-        "| configuration | adapted layer | parameters of a layer | r | SmolLM2-135M | Llama-3-8B | merges | source |",
+        "| configuration | adapted layer | parameters per layer | r | SmolLM2-135M | Llama-3-8B | merges | source |",
         "| --- | --- | --- | ---: | ---: | ---: | --- | --- |",
     ]
     for name in names():
-        config, of = load(name), method(name)
+        config, description = load(name), method(name)
         sizes = " | ".join(f"{trainable_parameters(config, model):,}" for model in (SMOL, LLAMA))
-        yes = "yes" if merges(load(name, r=4, init_r=4, target_r=2)) else "no"
-        cells = [f"`{name}`", f"`{of.formula}`", f"`{of.size}`", str(width(config)), sizes, yes, of.source]
+        merged = "yes" if merges(load(name, r=4, init_r=4, target_r=2)) else "no"
+        cells = [
+            f"`{name}`",
+            f"`{description.formula}`",
+            f"`{description.size}`",
+            str(width(config)),
+            sizes,
+            merged,
+            description.source,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -192,4 +201,4 @@ def table() -> str:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    print(table(), end="")
+    print(page(), end="")

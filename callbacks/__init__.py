@@ -1,5 +1,9 @@
 """What a run shows and keeps. Thin: the measures are in ``cera``."""
 
+from cera.extras import require
+
+require("cera.callbacks", "train")
+
 from cera.callbacks.adapter_file import AdapterFile
 from cera.callbacks.checkpoints import Checkpoints
 from cera.callbacks.dashboard import Dashboard

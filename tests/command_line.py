@@ -17,6 +17,9 @@ STRATEGIES = {
 }
 
 
+TESTS = Path(__file__).parent
+
+
 def command(base: str, runs: Path, *overrides: str, config: str = "configs/smol_cera.yaml") -> list[str]:
     """The command for a short run of ``base`` in fp32, with as little around it as possible."""
     return [
@@ -40,7 +43,7 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).parent),  # for probes.py
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "memory"))),  # for callbacks that are in the tests
     }
 
 

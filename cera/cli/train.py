@@ -30,14 +30,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from peft import PeftConfig
 
 from cera.callbacks import AdapterFile, Checkpoints, Diverged, Progress, RunRecord, Summary, TaskEvaluation
 from cera.cli import preflight
-from cera.cli.compose import Composing
 from cera.cli.evaluation_table import evaluation_table
+from cera.cli.parser import ConfigurationParser
 from cera.cli.suggest import with_suggestion
-from cera.data import ChatData, ChatDataset, DataError, TemplateError
+from cera.data import ChatData, DataError, TemplateError
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.records import RecordError
 from cera.evaluation.tasks import Task
@@ -50,18 +49,15 @@ from cera.training.precision import base_dtype
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
-set_parsing_settings(
-    subclasses_enabled=[PeftConfig, ChatDataset, Task],  # dataclasses, of which a configuration names one
-    omegaconf_absolute_to_relative_paths=True,  # ${model.base} means this subcommand's model
-)
+set_parsing_settings(subclasses_enabled=[Task])  # a dataclass, of which a configuration names a subclass
 
 
 class UsageError(ValueError):
     """The command line or a configuration file asks for something that cannot be."""
 
 
-class ComposingParser(Composing, LightningArgumentParser):
-    """Reads configuration files that include others."""
+class TrainingParser(ConfigurationParser, LightningArgumentParser):
+    """Parser of model, data and trainer; see ``ConfigurationParser``."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -86,8 +82,8 @@ class CLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """``omegaconf+`` resolves ``${...}`` after the overrides of the command line are in."""
-        self.parser_class = ComposingParser
-        return super().init_parser(parser_mode="omegaconf+", exit_on_error=False, **kwargs)
+        self.parser_class = TrainingParser
+        return super().init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What belongs to the run and not to model, data or trainer."""
@@ -106,7 +102,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and for a key that does not exist say which do."""
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(args)
         except (ArgumentError, ValueError) as error:
             keys = {action.dest for p in self._subcommand_parsers.values() for action in p._actions}
             raise UsageError(with_suggestion(str(error), sorted(keys))) from error
@@ -251,7 +247,7 @@ def step_of(checkpoint: str | None) -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def main(args: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line.
 
     Returns:
@@ -262,9 +258,8 @@ def main(args: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    if not args or (args[0] not in SUBCOMMANDS and args[0] not in ("-h", "--help")):
-        args = ["fit", *args]
-    sys.argv = [sys.argv[0], *args]  # as Lightning starts the processes of other ranks
+    if not arguments or (arguments[0] not in SUBCOMMANDS and arguments[0] not in ("-h", "--help")):
+        arguments = ["fit", *arguments]
     given_directory = os.environ.get(run_directory.RUN_DIR)
     try:
         cli = CLI(
@@ -273,6 +268,7 @@ def main(args: list[str]) -> int:
             save_config_callback=SaveConfig,
             seed_everything_default=42,
             auto_configure_optimizers=False,
+            args=arguments,
         )
     except (
         UsageError,
@@ -296,7 +292,3 @@ def main(args: list[str]) -> int:
     if cli.checkpoints is not None and cli.checkpoints.stopped_by is not None and cli.trainer.is_global_zero:
         return 128 + cli.checkpoints.stopped_by
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,9 @@
 """Datasets, chat rendering, packing, and the resumable stream of batches."""
 
+from cera.extras import require
+
+require("cera.data", "train")
+
 from cera.data.chat import ChatEncoder, Document, TemplateError
 from cera.data.datamodule import ChatData
 from cera.data.datasets import ChatDataset, GSM8KSolutions, MathInstruct, ReasoningGymWordProblems, SlimOrca

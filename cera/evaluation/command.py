@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 
-from cera.cli.compose import Composing
 from cera.cli.evaluation_table import evaluation_table
+from cera.cli.parser import ConfigurationParser
 from cera.cli.run_command import run_command
-from cera.data import ChatDataset
 from cera.evaluation.evaluate import Evaluation, evaluate, prepare
 from cera.evaluation.generation import TransformersBackend
 from cera.evaluation.tasks import Task
@@ -30,17 +29,11 @@ Results go to eval/NAME in the run directory. The same command resumes an evalua
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-class Parser(Composing, ArgumentParser):
-    """A parser whose configuration files may include others."""
-
-
-def build_parser() -> Parser:
+def build_parser() -> ConfigurationParser:
     """Return the parser of the command's arguments."""
-    set_parsing_settings(
-        subclasses_enabled=[ChatDataset, Task]
-    )  # a configuration names a subclass of these dataclasses
-    parser = Parser(prog="cera evaluate", description=DESCRIPTION, parser_mode="omegaconf+", exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="Configuration with an `evaluation`.")
+    set_parsing_settings(subclasses_enabled=[Task])  # a dataclass, of which a configuration names a subclass
+    parser = ConfigurationParser(prog="cera evaluate", description=DESCRIPTION)
+    parser.add_config_option("Configuration with an `evaluation`.")
     parser.add_argument("--adapter", type=str | None, help="A run directory, or the directory of an adapter.")
     parser.add_argument("--base", type=str | None, help="The base model: alone, or in place of the adapter's own.")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """lm-evaluation-harness on a run's adapter: its own command line, in a process where PEFT knows CeRA.
 
-    python -m cera.evaluation.lm_eval run --model hf --model_args peft=runs/smol_cera,dtype=bfloat16 ...
-    python -m cera.evaluation.lm_eval rescore runs/smol_cera/lm_eval/.../samples_gsm8k_local_....jsonl
-    python -m cera.evaluation.lm_eval rescore runs/smol_cera/eval/gsm8k/records.jsonl
+    cera lm-eval run --model hf --model_args peft=runs/smol_cera,dtype=bfloat16 ...
+    cera lm-eval rescore runs/smol_cera/lm_eval/.../samples_gsm8k_local_....jsonl
+    cera lm-eval rescore runs/smol_cera/eval/gsm8k/records.jsonl
 
 All arguments are lm-eval's (``docs/lm_eval.md`` has the whole command). Of ``--model_args``, ``peft`` may name a run
 directory, ``pretrained`` is the adapter's base unless it is given, and names a base as ``cera.models.backbone`` does.
@@ -32,14 +32,15 @@ METRIC = "exact_match"
 TASKS = Path(__file__).parents[1] / "configs" / "lm_eval"
 
 
-def main() -> int:
-    """The command line, as lm-eval's: from ``sys.argv``. Returns the exit status, 2 after a user's mistake."""
+def main(arguments: list[str]) -> int:
+    """Run the command, whose arguments are lm-eval's, and return its exit status: 2 after a user's mistake."""
     try:
-        if sys.argv[1:2] != ["rescore"]:
+        if arguments[:1] != ["rescore"]:
+            sys.argv = ["cera lm-eval", *arguments]  # lm-eval reads its arguments from there
             return _harness()
-        if len(sys.argv) != 3:
-            raise ValueError(f"rescore takes one file of samples or records, got {sys.argv[2:]}.")
-        print(summary(rescore(sys.argv[2])))
+        if len(arguments) != 2:
+            raise ValueError(f"rescore takes one file of samples or records, got {arguments[1:]}.")
+        print(summary(rescore(arguments[1])))
     except (AdapterError, BackboneError, DataError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -82,7 +83,7 @@ def located(model_args: dict[str, Any]) -> dict[str, Any]:
         if saved.quantization is not None:
             raise ValueError(
                 f"peft={found['peft']} was trained on a base in {saved.quantization}: evaluate it by "
-                f"`python -m cera.evaluation`, or give peft={saved.folder} to have the base in full precision."
+                f"`cera evaluate`, or give peft={saved.folder} to have the base in full precision."
             )
         found |= {"peft": str(saved.folder), "pretrained": saved.base}
     if "pretrained" in found:
@@ -242,7 +243,3 @@ def summary(report: dict[str, Any]) -> str:
             f"  ...{of['text'][-160:]!r}"
         )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

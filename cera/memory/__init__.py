@@ -5,3 +5,7 @@
 - ``estimate``: both for a training run.
 - ``command``: ``cera estimate``.
 """
+
+from cera.extras import require
+
+require("cera.memory", "train")

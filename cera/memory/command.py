@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from peft import PeftConfig
 
-from cera.cli.compose import Composing
+from cera.cli.parser import ConfigurationParser
 from cera.cli.preflight import on_hub
 from cera.cli.run_command import run_command
+from cera.cli.shipped import configuration_file
 from cera.cli.suggest import with_suggestion
 from cera.cli.tables import table
-from cera.data import ChatData, ChatDataset
+from cera.data import ChatData
 from cera.memory.activations import cpu_trainer
 from cera.memory.estimate import PRECISIONS, MemoryRow, TrainingRun, estimate
 from cera.memory.model_states import Memory
@@ -98,15 +98,10 @@ def memory_table(rows: Sequence[MemoryRow]) -> str:
 # Reading a configuration
 
 
-class Parser(Composing, ArgumentParser):
-    """A parser that reads configuration files which include others."""
-
-
-def training_parser() -> Parser:
+def training_parser() -> ConfigurationParser:
     """Return a parser of all keys of a training configuration; only model, data and trainer are evaluated."""
-    set_parsing_settings(subclasses_enabled=[PeftConfig, ChatDataset], omegaconf_absolute_to_relative_paths=True)
-    parser = Parser(parser_mode="omegaconf+", exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile)
+    parser = ConfigurationParser()
+    parser.add_config_option("Configuration of a training run.")
     parser.add_class_arguments(CausalLM, "model")
     parser.add_class_arguments(ChatData, "data")
     parser.link_arguments("model.base", "data.tokenizer")
@@ -130,6 +125,7 @@ def read_run(file: str, overrides: Sequence[str] = (), devices: int | None = Non
     Raises:
         ValueError: The configuration is invalid, or sets something that cannot be estimated.
     """
+    file = str(configuration_file(file))
     if not Path(file).is_file():  # jsonargparse would parse the name as a configuration
         raise ValueError(f"no such configuration: {file}")
     try:
@@ -148,7 +144,7 @@ def _read_run(file: str, overrides: Sequence[str], devices: int | None) -> Train
         raise ValueError(
             f"this machine lacks {missing[0]}. --model.base also accepts a directory with the model's config.json."
         )
-    model_parser = Parser(exit_on_error=False)
+    model_parser = ConfigurationParser()
     model_parser.add_class_arguments(CausalLM, "model")
     module: CausalLM = model_parser.instantiate(Namespace(model=config.model)).model
     module.check()

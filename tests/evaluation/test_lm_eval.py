@@ -64,7 +64,7 @@ def read(file: Path) -> list[dict]:
 def test_the_documented_command_evaluates_the_adapter(adapter, tiny_llama, tokenizer, gsm8k, tmp_path):
     pytest.importorskip("lm_eval")
     arguments = [
-        sys.executable, "-m", "cera.evaluation.lm_eval", "run", "--model", "hf",
+        sys.executable, "-m", "cera", "lm-eval", "run", "--model", "hf",
         "--model_args", f"peft={adapter},dtype=float32", "--tasks", str(TASK), "--apply_chat_template",
         "--device", "cpu", "--batch_size", "4", "--limit", "4", "--gen_kwargs", "max_gen_toks=12",
         "--output_path", str(tmp_path), "--log_samples",
@@ -136,8 +136,8 @@ def test_rescore_counts_and_lists_every_disagreement(judged):
 
 
 def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
-    status = main()
+    monkeypatch.setattr(sys, "argv", ["lm_eval"])
+    status = main([*arguments])
     return status, *capsys.readouterr()
 
 

@@ -1,0 +1,88 @@
+"""The console script ``cera``: one command for training, evaluation and everything that reads a finished run.
+
+    cera train --config cera://smol_cera
+    cera spectra runs/smol_cera runs/smol_lora
+    cera evaluate --help
+
+A subcommand's module is imported when it is called, so that a command needs no more than it uses.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cera import __version__
+from cera.extras import extra_of, missing
+
+
+class Command(NamedTuple):
+    """A subcommand: a module with ``main(arguments: list[str]) -> int``, the extra it needs, and one line of help."""
+
+    module: str
+    extra: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("cera.cli.train", "train", "train, validate, test or predict from a configuration file"),
+    "evaluate": Command("cera.evaluation.command", "eval", "answer the problems of a task and score the answers"),
+    "compare": Command("cera.evaluation.compare_command", "eval", "compare two evaluations, with paired tests"),
+    "overlap": Command("cera.evaluation.overlap", "eval", "find evaluation problems that are in a training set"),
+    "lm-eval": Command("cera.evaluation.lm_eval", "lm-eval", "run lm-evaluation-harness on an adapter"),
+    "spectra": Command("cera.spectral.command", "train", "effective rank and AUC-90 of finished adapters"),
+    "linearize": Command("cera.linearize.command", "train", "fit a LoRA to a finished CeRA adapter"),
+    "estimate": Command("cera.memory.command", "train", "estimate the memory that training takes"),
+    "lr-robustness": Command(
+        "cera.studies.lr_robustness_command", "studies", "perplexity over learning rates, by adapter"
+    ),
+    "compare-adapters": Command(
+        "cera.studies.compare_command", "studies", "train several adapters alike, and tabulate them"
+    ),
+}
+
+EPILOG = """\
+`cera COMMAND --help` explains a command. Configurations that come with the package are named cera://NAME, such as
+cera://smol_cera, which trains a small Llama on a CPU."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit status: 2 after a user's mistake or if an extra is missing."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] not in COMMANDS:
+        _parser().parse_args(arguments or ["--help"])  # which exits
+        return 2
+    name, *rest = arguments
+    command = COMMANDS[name]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # class paths may name modules of the user's own
+    try:
+        return importlib.import_module(command.module).main(rest)
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name and error.name.partition(".")[0], command.extra)
+        if extra is None:
+            raise
+        print(f"error: {missing(f'`cera {name}`', str(error.name).partition('.')[0], extra)}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of what comes before a subcommand: ``--help``, ``--version``, and unknown names."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="cera",
+        usage="cera COMMAND ...",
+        description=f"Train, inspect and compare CeRA and other adapters.\n\ncommands:\n{commands}",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cera {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The parser of every command that reads a configuration: ``cera train``, ``cera evaluate`` and ``cera estimate``.
+
+Beyond jsonargparse's, it reads files that include others (``cera.cli.compose``), ``cera://NAME`` for a configuration of
+the package, and class paths of earlier versions. ``${...}`` is resolved after the command line's overrides.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from peft import PeftConfig
+
+from cera.cli.compose import compose
+from cera.cli.moved import current_argument
+from cera.cli.shipped import argument_with_file
+from cera.data import ChatDataset
+
+set_parsing_settings(
+    subclasses_enabled=[PeftConfig, ChatDataset],  # dataclasses, of which a configuration names one by its class path
+    omegaconf_absolute_to_relative_paths=True,  # ${model.base} is the model of this subcommand
+)
+
+
+class ConfigurationParser(ArgumentParser):
+    """Parser of options and of composed configuration files; raises ``ArgumentError`` instead of exiting."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"parser_mode": "omegaconf+", "exit_on_error": False, **options})
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse arguments, of which some may name shipped configurations or classes by an earlier path."""
+        arguments = sys.argv[1:] if args is None else args
+        return super().parse_args([current_argument(argument_with_file(a)) for a in arguments], *rest, **kwargs)
+
+    def parse_path(self, path: Any, **kwargs: Any) -> Namespace:
+        """Parse a file together with the files that it includes."""
+        return self.parse_string(content=yaml.safe_dump(compose(str(path))), path=str(path), **kwargs)
+
+    def add_config_option(self, help: str) -> None:
+        """Add ``--config``, which may be given several times."""
+        self.add_argument("--config", action=ActionConfigFile, help=help)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from cera.runs.checkpoints import replacing
 from cera.runs.environment import environment as runs_environment
+from cera.runs.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from benchmarks import figures
 from benchmarks.harness import Goal, Result, Row, ratios, table
 from benchmarks.process import REPOSITORY, BenchmarkError
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 
 NOTES = Path(__file__).parent / "notes.md"
 DOCS = REPOSITORY / "docs"

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cera.runs.checkpoints import sync_tree
+from cera.runs.files import sync_tree
 from cera.training.deepspeed import gather
 
 

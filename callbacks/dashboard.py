@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard.summary import hparams
 
 from cera.runs.finished import adapter_label, adapter_name, adapter_rank
-from cera.runs.loggers import tensorboards
+from cera.runs.loggers import tensorboard_loggers
 from cera.spectral.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
 from cera.spectral.files import Spectra, spectra_files
 from cera.spectral.layer_names import by_module
@@ -45,20 +45,20 @@ class Dashboard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the loggers the hyperparameters before the trainer makes them write ``hparams.yaml``."""
-        for logger in tensorboards(trainer) if stage == "fit" else []:
+        for logger in tensorboard_loggers(trainer) if stage == "fit" else []:
             logger.hparams.update(hyperparameters(pl_module, trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Charts and hyperparameters."""
         parameters = hyperparameters(pl_module, trainer)
-        for logger in tensorboards(trainer):
+        for logger in tensorboard_loggers(trainer):
             logger.experiment.add_custom_scalars(CHARTS)
             for summary in hparams(parameters, dict.fromkeys(SORTED_BY, 0)):  # names only; the values are the scalars'
                 logger.experiment._get_file_writer().add_summary(summary)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Histograms and figures of the newest spectra."""
-        if not (loggers := tensorboards(trainer)) or trainer.sanity_checking:
+        if not (loggers := tensorboard_loggers(trainer)) or trainer.sanity_checking:
             return
         files = spectra_files(trainer.default_root_dir)
         unseen = [step for step in files if step <= trainer.global_step and step not in self._history]

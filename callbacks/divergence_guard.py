@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 from cera.runs.finished import DIVERGED
 
 

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 
 from cera.data.datamodule import Question
 from cera.models.generate import generate
-from cera.runs.checkpoints import replacing
-from cera.runs.loggers import tensorboards
+from cera.runs.files import replacing
+from cera.runs.loggers import tensorboard_loggers
 
 
 class GenerationSamples(Callback):
@@ -62,7 +62,7 @@ class GenerationSamples(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write_text("".join(json.dumps(record) + "\n" for record in records))
-        for logger in tensorboards(trainer):
+        for logger in tensorboard_loggers(trainer):
             for number, record in enumerate(records, start=1):
                 logger.experiment.add_text(f"samples/{number}", _markdown(record), step)
 

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from cera.runs.finished import DIVERGED, RunError
-from cera.runs.loggers import log_now, tensorboards
+from cera.runs.loggers import log_now, tensorboard_loggers
 from cera.studies.lr_robustness import Robustness, read_study, robustness_by_adapter
 from cera.studies.lr_robustness_figure import figure, save_figure
 
@@ -62,10 +62,10 @@ class LRRobustness(Callback):
             if results == self._shown:
                 return
             self._shown = results
-            self._log(trainer, results[own.identity[1]])
+            self._log(trainer, results[own.identity.adapter])
             drawn = figure(results.values())
             save_figure(drawn, Path(trainer.default_root_dir) / "lr_robustness.png")
-            for logger in tensorboards(trainer):
+            for logger in tensorboard_loggers(trainer):
                 logger.experiment.add_figure("lr_robustness/panels", drawn, trainer.global_step)
         except (OSError, RunError) as error:  # files, mostly of other runs: nothing to lose this one for
             rank_zero_warn(f"LRRobustness was not brought up to date: {error}")

@@ -6,8 +6,8 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cera.runs.checkpoints import replacing
 from cera.runs.environment import training_environment
+from cera.runs.files import replacing
 
 
 class RunRecord(Callback):

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 from cera.runs.loggers import log_now
 from cera.spectral import NonFiniteError, SpectrumAccumulator, effective_rank, energy_rank
 from cera.spectral.files import Quantity, Spectra, spectra_files

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MOVED = {
+    "cera.checkpoint.AtomicCheckpointIO": "cera.runs.checkpoint_io.AtomicCheckpointIO",
     "cera.data.GSM8K": "cera.data.GSM8KSolutions",
     "cera.data.GSMSymbolic": "cera.data.ReasoningGymWordProblems",
     "cera.loggers.MetricsCSV": "cera.runs.loggers.MetricsCSV",

@@ -42,7 +42,8 @@ from cera.evaluation.records import RecordError
 from cera.evaluation.tasks import Task
 from cera.models.backbone import BackboneError, load_config
 from cera.runs import directory as run_directory
-from cera.runs.checkpoints import AtomicCheckpointIO, CheckpointError, newest_checkpoint
+from cera.runs.checkpoint_io import AtomicCheckpointIO
+from cera.runs.checkpoints import CheckpointError, newest_checkpoint, step_of
 from cera.runs.loggers import MetricsCSV
 from cera.training.module import CausalLM
 from cera.training.precision import base_dtype
@@ -133,7 +134,7 @@ class CLI(LightningCLI):
     def _resume(self, config: Namespace) -> None:
         newest = newest_checkpoint(self.run_dir / "checkpoints")
         config.ckpt_path = str(newest) if newest else None
-        self.resume_from = step_of(config.ckpt_path) or 0
+        self.resume_from = (step_of(newest) if newest else None) or 0
         if newest is None and self.subcommand != "fit":
             raise CheckpointError(f"--ckpt_path last: {self.run_dir} has no checkpoint.")
         if newest is None:  # the same seed gives what the run that died had done
@@ -239,12 +240,6 @@ class CLI(LightningCLI):
                 print(json.dumps(record), file=file)
                 print(f"--- prompt ---\n{record['prompt']}\n--- answer ---\n{record['answer']}\n")
         print(f"wrote {len(records)} answers to {path}")
-
-
-def step_of(checkpoint: str | None) -> int | None:
-    """The step in a checkpoint's name (``step=N.ckpt``); ``None`` for other names."""
-    number = Path(checkpoint or "").stem.partition("=")[2]
-    return int(number) if number.isdigit() else None
 
 
 def main(arguments: list[str]) -> int:

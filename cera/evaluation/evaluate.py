@@ -26,7 +26,8 @@ from cera.evaluation.records import Record, RecordError, Records
 from cera.evaluation.report import build_report
 from cera.evaluation.tasks import Problem, Task
 from cera.models.generate import encode
-from cera.runs.checkpoints import differences, replacing
+from cera.runs.checkpoints import differences
+from cera.runs.files import replacing
 
 OUTLAST = timedelta(days=7)
 """How long ranks wait for the last one to finish its problems."""

@@ -32,7 +32,7 @@ from cera.data.chat import Message
 from cera.data.datasets import question_and_answer
 from cera.data.rows import LOADERS
 from cera.evaluation.tasks import Task
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 
 FIELDS = ("question", "answer", "both")
 SHOWN = 10

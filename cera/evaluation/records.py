@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 
 Record = dict[str, Any]
 """What is known of a finished problem; ``key`` names it."""

@@ -36,7 +36,7 @@ from cera.data import ChatData
 from cera.memory.activations import cpu_trainer
 from cera.memory.estimate import PRECISIONS, MemoryRow, TrainingRun, estimate
 from cera.memory.model_states import Memory
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 from cera.runs.finished import adapter_label
 from cera.training.module import CausalLM
 

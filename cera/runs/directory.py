@@ -1,7 +1,7 @@
-"""Where a run is kept: ``runs/NAME``, then ``runs/NAME@2``, ... so that no run overwrites another.
+"""The directory of a run: ``runs/NAME``, then ``runs/NAME@2``, ... so that no run overwrites another.
 
 A run directory holds ``config.yaml``, ``environment.json``, ``metrics.csv``, TensorBoard events, ``checkpoints/`` and
-``adapter/``: all that studies and notebooks read.
+``adapter/``. Studies and notebooks read nothing else.
 """
 
 import os
@@ -11,56 +11,59 @@ from pathlib import Path
 from cera.runs.checkpoints import CheckpointError
 
 RUN_DIR = "CERA_RUN_DIR"
-"""Environment variable by which the first process tells those it starts which directory was chosen."""
+"""Environment variable with which the first process passes its choice to the processes that it starts."""
 
 
 def choose(runs: str | Path, name: str, resume: bool) -> Path:
-    """The directory for a run called ``name`` below ``runs``.
+    """Return the directory for a run called ``name`` below ``runs``.
 
-    Processes that Lightning starts are told the first one's choice. Processes of an outside launcher (torchrun,
-    SLURM) start at the same time and cannot number a directory alike: theirs is ``runs/NAME``, which must be new.
+    Processes that Lightning starts use the first process's choice. Processes of an outside launcher (torchrun, SLURM)
+    start at the same time and cannot agree on a number: they use ``runs/NAME``, which must be new.
 
     Args:
-        runs: The directory of all runs.
-        name: The run's name.
-        resume: Whether the newest run of that name is to be continued.
+        runs: Directory of all runs.
+        name: Name of the run.
+        resume: Whether to continue the newest run of that name.
 
     Raises:
         CheckpointError: There is nothing to resume.
-        ValueError: ``name`` cannot be a directory's, or, under an outside launcher, the directory is there already.
+        ValueError: ``name`` is not a valid directory name, or an outside launcher's directory exists already.
     """
     if not re.fullmatch(r"[\w.=+-]+", name):
         raise ValueError(f"name must be of letters, digits and . _ = + -, got {name!r}.")
     if RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
-    earlier = _numbered(Path(runs), name)
+    existing = _numbered_directories(Path(runs), name)
     rank, world_size = _outside_launcher()
     if resume:
-        if not earlier:
+        if not existing:
             raise CheckpointError(f"--ckpt_path last: there is no run of the name {name!r} in {runs}.")
-        chosen = earlier[max(earlier)]
-    elif not earlier or world_size > 1:
+        chosen = existing[max(existing)]
+    elif not existing or world_size > 1:
         chosen = Path(runs) / name
-        if chosen in earlier.values() and rank == 0:
+        if chosen in existing.values() and rank == 0:
             raise ValueError(
                 f"{chosen} holds a run already: give another --name, or continue it with --ckpt_path last."
             )
     else:
-        chosen = Path(runs) / f"{name}@{max(earlier) + 1}"
+        chosen = Path(runs) / f"{name}@{max(existing) + 1}"
     if world_size == 1:
         os.environ[RUN_DIR] = str(chosen)
     return chosen
 
 
 def _outside_launcher() -> tuple[int, int]:
-    """(rank, number of processes) as torchrun or SLURM tell them; (0, 1) without."""
+    """Return the rank and the number of processes that torchrun or SLURM set, or (0, 1)."""
     for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in os.environ and world_size in os.environ:
             return int(os.environ[rank]), int(os.environ[world_size])
     return 0, 1
 
 
-def _numbered(runs: Path, name: str) -> dict[int, Path]:
+def _numbered_directories(runs: Path, name: str) -> dict[int, Path]:
+    """Return the directories of the runs called ``name`` by number; ``runs/NAME`` is number 1, empty ones are free."""
+    if not runs.is_dir():
+        return {}
     pattern = re.compile(re.escape(name) + r"(?:@(\d+))?")
-    matches = ((pattern.fullmatch(path.name), path) for path in (runs.iterdir() if runs.is_dir() else ()))
+    matches = ((pattern.fullmatch(path.name), path) for path in runs.iterdir())
     return {int(match[1] or 1): path for match, path in matches if match and path.is_dir() and any(path.iterdir())}

@@ -1,4 +1,10 @@
-"""A run directory as a study reads it: its configuration, its curves, its spectra."""
+"""Reads a run directory: its configuration, its curves and its spectra. Needs no Lightning.
+
+Example:
+    >>> run = FinishedRun.read("runs/smol_cera")
+    >>> run.label, run.learning_rate, run.curve("val/perplexity")
+    ('CeRA r=64', 0.0003, {0: 12.1, 50: 3.4, 100: 3.1})
+"""
 
 import csv
 import json
@@ -8,27 +14,52 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from cera.spectral.files import Spectra, spectra_files
 
 DIVERGED = "diverged.json"
-"""What ``cera.callbacks.DivergenceGuard`` leaves in the directory of a run that it stopped."""
+"""The file that ``cera.callbacks.DivergenceGuard`` writes to the directory of a run that it stopped."""
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
+STUDY_SETTINGS = (
+    "max_steps",
+    "max_epochs",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "precision",
+    "devices",
+    "num_nodes",
+)
+"""The settings of the trainer in which all runs of a study agree."""
+
 LABELS = {"Cera": "CeRA", "Lora": "LoRA", "AdaLora": "AdaLoRA"}
 WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA"}
 
 
 class RunError(ValueError):
-    """A directory is not that of a run, or lacks what a study needs."""
+    """A directory is not a run directory, or lacks files that a study needs."""
+
+
+class RunIdentity(NamedTuple):
+    """What runs are grouped by; runs with the same identity differ only in learning rate or seed (paper Fig. 2).
+
+    Attributes:
+        study: Data, model and recipe, as JSON.
+        adapter: The adapter with its settings, as JSON.
+    """
+
+    study: str
+    adapter: str
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run directory, read on demand.
+class FinishedRun:
+    """One run directory, whose files are read on demand.
+
+    The run may still be in progress: each file is then read once, as it is at that moment.
 
     Attributes:
         path: The directory.
@@ -39,11 +70,11 @@ class Run:
     config: dict[str, Any]
 
     @classmethod
-    def read(cls, path: str | Path) -> "Run":
-        """The run in ``path``.
+    def read(cls, path: str | Path) -> "FinishedRun":
+        """Return the run in ``path``.
 
         Raises:
-            RunError: There is no readable ``config.yaml`` with an adapter and a learning rate in it.
+            RunError: ``path`` has no readable ``config.yaml`` with an adapter and a learning rate.
         """
         file = Path(path) / "config.yaml"
         try:
@@ -68,17 +99,17 @@ class Run:
 
     @property
     def adapter(self) -> str:
-        """As the paper calls it: CeRA, LoRA, DoRA, ..."""
+        """The adapter's name in the paper: CeRA, LoRA, DoRA, ..."""
         return adapter_name(self.config["model"]["adapter"]["class_path"], self._adapter_settings)
 
     @property
     def rank(self) -> int | None:
-        """The adapter's r, where it has one."""
+        """The adapter's r, or ``None`` if it has none."""
         return adapter_rank(self._adapter_settings)
 
     @property
     def label(self) -> str:
-        """Adapter and rank, as a legend names them."""
+        """Adapter and rank for a legend, such as "CeRA r=64"."""
         return adapter_label(self.config["model"]["adapter"]["class_path"], self._adapter_settings)
 
     @property
@@ -91,24 +122,20 @@ class Run:
         return self.config["model"]["adapter"].get("init_args") or {}
 
     @cached_property
-    def identity(self) -> tuple[str, str]:
-        """What the run trained on and how, without adapter and learning rate; and the adapter with its settings.
-
-        Runs that agree in both differ in learning rate or seed alone: Fig. 2 draws them as one adapter's curves.
-        """
+    def identity(self) -> RunIdentity:
+        """What the run has in common with others: its study and its adapter, without learning rate and seed."""
         model = {k: v for k, v in self.config["model"].items() if k not in ("adapter", "learning_rate")}
-        names = (
-            "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision", "devices",
-            "num_nodes",
-        )  # fmt: skip
-        trainer = {k: (self.config.get("trainer") or {}).get(k) for k in names}
+        trainer_settings = self.config.get("trainer") or {}
+        trainer = {name: trainer_settings.get(name) for name in STUDY_SETTINGS}
         study = {"model": model, "data": self.config.get("data"), "trainer": trainer}
-        return json.dumps(study, sort_keys=True), json.dumps(self.config["model"]["adapter"], sort_keys=True)
+        adapter = self.config["model"]["adapter"]
+        return RunIdentity(json.dumps(study, sort_keys=True), json.dumps(adapter, sort_keys=True))
 
     def curve(self, column: str) -> dict[int, float]:
-        """A column of ``metrics.csv`` by optimizer steps done: 0 is before the first; empty before any is written.
+        """Return a column of ``metrics.csv`` by optimizer steps done; step 0 is the base model.
 
-        It is read once: what is asked of a run that is being written is answered as of one moment.
+        The result is empty if nothing is written yet. Each column is read only once, so that all properties of a run
+        in progress describe the same moment.
         """
         if column not in self._curves:
             self._curves[column] = curve(self.path / "metrics.csv", column)
@@ -120,7 +147,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has a validation after its last step; in a run by epochs, in its last epoch."""
+        """Whether there is a validation after the last step, or, without ``max_steps``, in the last epoch."""
         trainer = self.config.get("trainer") or {}
         steps, epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs") or -1
         last = max(self.curve("val/perplexity"), default=0)
@@ -128,13 +155,16 @@ class Run:
 
     @property
     def divergence(self) -> str | None:
-        """Why the run counts as diverged: the guard stopped it, or its last loss or perplexity is not finite."""
+        """Why the run counts as diverged: the guard stopped it, or its last loss or perplexity is not finite.
+
+        ``None`` if it did not diverge.
+        """
         record = self.path / DIVERGED
         if record.exists():
             try:
                 return str(json.loads(record.read_text())["reason"])
             except (ValueError, KeyError, TypeError):
-                return f"{record} is there"  # half written
+                return f"{record} is there"  # only partly written
         for column in ("train/loss", "val/perplexity"):
             values = self.curve(column)
             if values and not math.isfinite(last := values[max(values)]):
@@ -147,24 +177,24 @@ class Run:
 
 
 def adapter_name(class_path: str, settings: dict[str, Any]) -> str:
-    """The paper's name for a PEFT configuration class and its settings."""
+    """Return the paper's name for a PEFT configuration class with its settings."""
     name = class_path.rpartition(".")[2].removesuffix("Config")
     return (WITH_DORA if settings.get("use_dora") else LABELS).get(name, name)
 
 
 def adapter_rank(settings: dict[str, Any]) -> int | None:
-    """The r in the settings of a PEFT configuration; of AdaLoRA, which has an unused one too, the r it starts with."""
+    """Return r from the settings of a PEFT configuration; of AdaLoRA the initial rank, as its ``r`` is not used."""
     return settings.get("init_r") or settings.get("r")
 
 
 def adapter_label(class_path: str, settings: dict[str, Any]) -> str:
-    """Name and rank of a PEFT configuration class with its settings, as a legend names it."""
+    """Return name and rank of a PEFT configuration class with its settings, for a legend."""
     name, rank = adapter_name(class_path, settings), adapter_rank(settings)
     return name if rank is None else f"{name} r={rank}"
 
 
 def curve(path: Path, column: str) -> dict[int, float]:
-    """A column of a ``metrics.csv`` by optimizer steps done; without a last line that is still being written."""
+    """Return a column of a ``metrics.csv`` by optimizer steps done, without an incomplete last line."""
     try:
         lines = path.read_text(errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
@@ -173,40 +203,40 @@ def curve(path: Path, column: str) -> dict[int, float]:
     for row in csv.DictReader(line for line in lines if line.endswith("\n")):
         value, step = row.get(column), row.get("step") or ""
         if value and step.isdigit():
-            # Lightning numbers steps from 0; the base, before the first, is logged at 0 too, and in no epoch
-            base = column.startswith("val/") and not row.get("epoch")
-            with suppress(ValueError):  # a line in which a process was killed, and a resumed one went on
-                values[int(step) + (0 if base else 1)] = float(value)
+            # Lightning numbers steps from 0; the base model is logged at step 0, too, but without an epoch
+            is_base = column.startswith("val/") and not row.get("epoch")
+            with suppress(ValueError):  # a killed process may leave half a line, to which a resumed one appends
+                values[int(step) + (0 if is_base else 1)] = float(value)
     return values
 
 
-def labels(runs: Iterable[Run]) -> dict[str, str]:
-    """A name for each adapter among the runs, by ``Run.identity[1]``.
+def labels(runs: Iterable[FinishedRun]) -> dict[str, str]:
+    """Return a distinct label for each adapter among the runs, by ``FinishedRun.identity.adapter``.
 
-    It is ``Run.label``, and where several adapters share that, also the settings in which they differ, as in
+    Adapters that share ``FinishedRun.label`` also get the settings in which they differ, as in
     "CeRA r=64, dropout=0.1".
     """
-    alike: dict[str, dict[str, dict[str, Any]]] = {}
+    settings_by_label: dict[str, dict[str, dict[str, Any]]] = {}
     for run in runs:
-        alike.setdefault(run.label, {})[run.identity[1]] = run._adapter_settings
+        settings_by_label.setdefault(run.label, {})[run.identity.adapter] = run._adapter_settings
     names = {}
-    for label, settings in alike.items():
-        keys = sorted({key for of in settings.values() for key in of})
-        differing = [key for key in keys if len({str(of.get(key)) for of in settings.values()}) > 1]
-        for identity, of in settings.items():
-            names[identity] = ", ".join([label, *(f"{key}={of.get(key)}" for key in differing)])
+    for label, adapters in settings_by_label.items():
+        keys = sorted({key for settings in adapters.values() for key in settings})
+        differing = [key for key in keys if len({str(settings.get(key)) for settings in adapters.values()}) > 1]
+        for adapter, settings in adapters.items():
+            names[adapter] = ", ".join([label, *(f"{key}={settings.get(key)}" for key in differing)])
     return names
 
 
-def siblings(path: str | Path) -> list[Run]:
-    """All runs in the directory that ``path`` lies in, in the order of their names; what is no run is passed over."""
+def siblings(path: str | Path) -> list[FinishedRun]:
+    """Return all runs in the directory that contains ``path``, sorted by name; other directories are skipped."""
     return find_runs(Path(path).resolve().parent)
 
 
-def find_runs(runs: str | Path) -> list[Run]:
-    """All runs in a directory of runs, in the order of their names; what is no run is passed over."""
-    found = []
+def find_runs(runs: str | Path) -> list[FinishedRun]:
+    """Return all runs in a directory of runs, sorted by name; other directories are skipped."""
+    readable = []
     for path in sorted(Path(runs).iterdir()):
         with suppress(RunError):
-            found.append(Run.read(path))
-    return found
+            readable.append(FinishedRun.read(path))
+    return readable

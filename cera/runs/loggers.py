@@ -1,4 +1,7 @@
-"""Where a run's numbers go: a ``metrics.csv`` that survives a resume, and what all callbacks log by."""
+"""Loggers of a run: a ``metrics.csv`` that survives a resume, and access to the trainer's loggers for callbacks.
+
+A finished run's metrics are read with ``cera.runs.finished``, which needs no Lightning.
+"""
 
 import csv
 from collections.abc import Mapping
@@ -9,11 +12,11 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 
 
 class _Appender(_ExperimentWriter):
-    """Lightning's writer deletes the file that it finds; this one goes on behind its last row."""
+    """Continues an existing file after its last row; Lightning's writer deletes it."""
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
@@ -23,12 +26,12 @@ class _Appender(_ExperimentWriter):
 
 
 class MetricsCSV(CSVLogger):
-    """``metrics.csv`` in the run directory itself.
+    """Writes ``metrics.csv`` in the run directory itself.
 
     Args:
-        run_dir: The run directory.
-        resume_from: The step of the checkpoint that the run is resumed from. Rows of later steps, which will be
-            written again, are dropped; ``None`` keeps all.
+        run_dir: Run directory.
+        resume_from: Step of the checkpoint that the run resumes from. Rows of later steps, which will be written
+            again, are dropped; ``None`` keeps all.
     """
 
     def __init__(self, run_dir: str | Path, resume_from: int | None = None) -> None:
@@ -38,7 +41,7 @@ class MetricsCSV(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> _ExperimentWriter:
-        """The writer, made at its first use and on the first rank only."""
+        """The writer, created at its first use and on the first rank only."""
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             if self.resume_from is not None:
@@ -47,21 +50,23 @@ class MetricsCSV(CSVLogger):
         return self._experiment
 
     def log_hyperparams(self, params: object = None) -> None:
-        """Nothing: the run directory has ``config.yaml``."""
+        """Do nothing: the run directory has ``config.yaml``."""
 
 
 def log_now(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Log ``values`` for the step that has just been made, whatever ``trainer.log_every_n_steps`` says.
+    """Log ``values`` for the step just finished, whatever ``trainer.log_every_n_steps`` is.
 
-    Lightning numbers steps from 0; before the first step they go to 0, too.
+    Lightning numbers steps from 0. Values from before the first step are logged at 0, too.
     """
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step=max(trainer.global_step - 1, 0))
 
 
-def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    """The trainer's TensorBoard loggers, for what other loggers do not take; none on other ranks than the first."""
-    return [each for each in trainer.loggers if isinstance(each, TensorBoardLogger) and trainer.is_global_zero]
+def tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Return the trainer's TensorBoard loggers, for figures and text; an empty list on all ranks but the first."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _drop_rows_from(path: Path, step: int) -> None:
@@ -77,6 +82,6 @@ def _drop_rows_from(path: Path, step: int) -> None:
 
 
 def _step(row: dict[str, str | None]) -> float:
-    """The row's step; infinity for a last line that was cut off."""
+    """Return the row's step; infinity for a last line that was cut off."""
     value = row.get("step") or ""
     return int(value) if value.isdigit() else float("inf")

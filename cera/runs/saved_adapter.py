@@ -1,4 +1,8 @@
-"""A trained adapter on disk: a run directory, or a directory as PEFT writes it, and the base that it belongs to."""
+"""A trained adapter on disk, in a run directory or in a directory that PEFT wrote.
+
+Example:
+    >>> model = SavedAdapter.find("runs/smol_cera").load()
+"""
 
 import hashlib
 import json
@@ -16,17 +20,17 @@ from cera.models.backbone import Quantization, load_model
 
 
 class AdapterError(ValueError):
-    """The directory holds no adapter; the message says what was looked for."""
+    """The directory holds no adapter; the message names the files that were looked for."""
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter's directory and its base.
+    """An adapter's directory and its base model.
 
     Attributes:
-        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
-        base: Its base model, as ``cera.models.backbone`` names one.
-        quantization: Of the base in the run that trained it.
+        folder: Directory of ``adapter_config.json`` and ``adapter_model.safetensors``.
+        base: Name of the base model, as ``cera.models.backbone`` reads it.
+        quantization: Quantization of the base in the run that trained the adapter.
     """
 
     folder: Path
@@ -35,14 +39,14 @@ class SavedAdapter:
 
     @classmethod
     def find(cls, path: str | Path, base: str | None = None) -> "SavedAdapter":
-        """The adapter of a run directory, or in an adapter's directory.
+        """Return the adapter in a run directory or in a directory that PEFT wrote.
 
         Args:
-            path: Either of them.
-            base: Base model, instead of the one that the adapter names.
+            path: The directory.
+            base: Base model to use instead of the one that the adapter names.
 
         Raises:
-            AdapterError: There is none.
+            AdapterError: The directory holds no adapter.
         """
         path = Path(path)
         run = path / "config.yaml"
@@ -62,16 +66,16 @@ class SavedAdapter:
         return json.loads((self.folder / "adapter_config.json").read_text())
 
     def digest(self) -> str:
-        """SHA-256 of the weights, hexadecimal: two adapters of the same name are told apart by it."""
+        """Return the SHA-256 of the weights in hexadecimal, which tells apart two adapters of the same name."""
         with (self.folder / "adapter_model.safetensors").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> PeftModel:
-        """The base model with the adapter in it, in eval mode.
+        """Return the base model with the adapter in it, in eval mode.
 
         Args:
-            dtype: Of both; ``None`` takes bf16 on a GPU and fp32 on a CPU.
-            device: ``None`` takes the first GPU, if there is one.
+            dtype: Data type of both; ``None`` chooses bf16 on a GPU and fp32 on a CPU.
+            device: Device of both; ``None`` chooses the first GPU, if there is one.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)

@@ -14,7 +14,7 @@ from torch import nn
 
 from cera.data import ChatData, ChatDataset, DataError, ReasoningGymWordProblems
 from cera.models.backbone import BackboneError
-from cera.runs.finished import Run, RunError, adapter_label
+from cera.runs.finished import FinishedRun, RunError, adapter_label
 from cera.runs.saved_adapter import AdapterError, SavedAdapter
 from cera.spectral import SpectrumAccumulator, effective_rank, energy_rank
 from cera.spectral.figures import Layers, side_by_side
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
 
 def _of_folder(folder: Path, options: argparse.Namespace) -> tuple[str, Spectra]:
     """(label, spectra): as the run recorded them, else measured now."""
-    run = Run.read(folder) if (folder / "config.yaml").is_file() else None
+    run = FinishedRun.read(folder) if (folder / "config.yaml").is_file() else None
     if run is not None and options.data is None and (recorded := run.spectra()):
         found, source = recorded[-1], f"recorded at step {recorded[-1].step}"
     else:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cera.runs.finished import Run, RunError
+from cera.runs.finished import FinishedRun, RunError
 from cera.spectral import effective_rank, energy_rank
 
 TRAIN = (sys.executable, "-m", "cera.cli.train")
@@ -47,7 +47,7 @@ class ComparisonRow:
     peak_memory_gib: float | None
 
 
-def comparison_row(run: Run) -> ComparisonRow:
+def comparison_row(run: FinishedRun) -> ComparisonRow:
     """Read the figures of a run from its directory."""
     environment = run.path / "environment.json"
     recorded = json.loads(environment.read_text()) if environment.is_file() else {}
@@ -101,7 +101,7 @@ def _train(common: str, adapter: str, runs: Path, overrides: Sequence[str]) -> b
     name = run_name(adapter)
     resume = []
     try:
-        if Run.read(runs / name).finished:
+        if FinishedRun.read(runs / name).finished:
             return True
         resume = ["--ckpt_path=last"]
     except RunError:

@@ -15,12 +15,12 @@ from pathlib import Path
 from cera.cli.compose import compose
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
-from cera.runs.finished import Run
+from cera.runs.finished import FinishedRun
 from cera.studies.compare import ComparisonRow, comparison_row, run_name, train_adapters, write_csv
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit status: 2 after a user's mistake, 1 if a run failed."""
+    """FinishedRun the command and return its exit status: 2 after a user's mistake, 1 if a run failed."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     overrides = arguments[end + 1 :]
     parser = argparse.ArgumentParser(
@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     if len(set(names)) < len(names):
         raise ValueError(f"two of the adapters' files have the same name: {', '.join(sorted(names))}.")
     failed = train_adapters(options.common, options.adapters, options.runs, overrides)
-    rows = [comparison_row(Run.read(options.runs / name)) for name in names if name not in failed]
+    rows = [comparison_row(FinishedRun.read(options.runs / name)) for name in names if name not in failed]
     if rows:
         print(f"\n{comparison_table(rows)}\n")
         write_csv(rows, options.runs / "compare.csv")

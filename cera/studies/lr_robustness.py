@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from cera.runs.finished import Run, RunError, find_runs, labels, siblings
+from cera.runs.finished import FinishedRun, RunError, find_runs, labels, siblings
 
 TOLERANCE = 0.01
 """A learning rate counts as good if its final perplexity exceeds that of the best by at most this share."""
@@ -94,17 +94,17 @@ class Robustness:
         return sum(perplexity <= limit for perplexity in self.final_perplexity.values()) / total
 
 
-def read_study(path: str | Path) -> tuple[Run, list[Run]]:
+def read_study(path: str | Path) -> tuple[FinishedRun, list[FinishedRun]]:
     """Read the run in ``path``, and all runs of its study that lie beside it, itself included.
 
     Raises:
         RunError: There is no run in ``path``.
     """
-    own = Run.read(path)
-    return own, [run for run in siblings(path) if run.identity[0] == own.identity[0]]
+    own = FinishedRun.read(path)
+    return own, [run for run in siblings(path) if run.identity.study == own.identity.study]
 
 
-def find_studies(path: Path) -> list[list[Run]]:
+def find_studies(path: Path) -> list[list[FinishedRun]]:
     """Read all studies in a directory of runs, or the study of a run; those without any validation are left out.
 
     Raises:
@@ -113,23 +113,23 @@ def find_studies(path: Path) -> list[list[Run]]:
     runs = read_study(path)[1] if (path / "config.yaml").exists() else find_runs(path)
     if not runs:
         raise RunError(f"{path} is no run directory and contains none.")
-    studies: dict[str, list[Run]] = {}
+    studies: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        studies.setdefault(run.identity[0], []).append(run)
+        studies.setdefault(run.identity.study, []).append(run)
     validated = [study for study in studies.values() if any(run.curve("val/perplexity") for run in study)]
     if not validated:
         raise RunError(f"{path}: no run has a validation perplexity yet.")
     return validated
 
 
-def robustness_by_adapter(runs: Iterable[Run]) -> dict[str, Robustness]:
-    """Return the adapters of one study by ``Run.identity[1]``, ordered by name and rank."""
+def robustness_by_adapter(runs: Iterable[FinishedRun]) -> dict[str, Robustness]:
+    """Return the adapters of one study by ``FinishedRun.identity.adapter``, ordered by name and rank."""
     runs = sorted(runs, key=lambda run: (run.adapter, run.rank or 0, run.learning_rate))
     results = {}
     for adapter, label in labels(runs).items():
         curves: dict[float, list[Curve]] = {}
         for run in runs:
-            if run.identity[1] == adapter:
+            if run.identity.adapter == adapter:
                 curves.setdefault(run.learning_rate, []).append(_curve(run))
         finals = {}
         for learning_rate, replicates in curves.items():
@@ -141,7 +141,7 @@ def robustness_by_adapter(runs: Iterable[Run]) -> dict[str, Robustness]:
     return results
 
 
-def _curve(run: Run) -> Curve:
+def _curve(run: FinishedRun) -> Curve:
     values = run.curve("val/perplexity")
     finite = {step: values[step] for step in sorted(values) if math.isfinite(values[step])}
     if run.divergence:

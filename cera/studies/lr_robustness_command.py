@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
-from cera.runs.finished import Run
+from cera.runs.finished import FinishedRun
 from cera.studies.lr_robustness import Robustness, find_studies, format_learning_rate, robustness_by_adapter
 from cera.studies.lr_robustness_figure import MAX_PANELS, figure, save_figure
 
@@ -77,7 +77,7 @@ def _final(result: Robustness, learning_rate: float) -> str:
     return "not ended" if learning_rate in result.curves else "-"
 
 
-def _heading(runs: list[Run]) -> str:
+def _heading(runs: list[FinishedRun]) -> str:
     model, data = runs[0].config["model"].get("base"), (runs[0].config.get("data") or {}).get("dataset") or {}
     names = [run.name for run in runs[:5]]
     if len(runs) > 5:

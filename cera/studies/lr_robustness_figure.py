@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from cera.runs.checkpoints import replacing
+from cera.runs.files import replacing
 from cera.studies.lr_robustness import Curve, Robustness, format_learning_rate
 
 MAX_PANELS = 11

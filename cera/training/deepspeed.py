@@ -13,7 +13,8 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 
-from cera.runs.checkpoints import CheckpointError, sync_directory, sync_tree
+from cera.runs.checkpoints import CheckpointError
+from cera.runs.files import sync_directory, sync_tree
 
 
 class DeepSpeed(DeepSpeedStrategy):

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from cera.runs import directory as run_directory
-from cera.runs.checkpoints import AtomicCheckpointIO, CheckpointError, newest_checkpoint
+from cera.runs.checkpoint_io import AtomicCheckpointIO
+from cera.runs.checkpoints import CheckpointError, newest_checkpoint
 from cera.runs.loggers import MetricsCSV
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cera.runs.finished import Run, RunError, find_runs, labels, siblings
+from cera.runs.finished import FinishedRun, RunError, find_runs, labels, siblings
 
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 64, "lora_alpha": 128}}
 CERA = {"class_path": "cera.CeraConfig", "init_args": {"r": 64, "dropout": 0.1}}
@@ -49,7 +49,7 @@ def test_a_run_tells_adapter_rank_and_learning_rate(tmp_path):
         (adalora, "AdaLoRA", "AdaLoRA r=12"),
         ({"class_path": "peft.IA3Config"}, "IA3", "IA3"),
     ):
-        run = Run.read(write_run(tmp_path / label, adapter, learning_rate=5e-5))
+        run = FinishedRun.read(write_run(tmp_path / label, adapter, learning_rate=5e-5))
         assert (run.adapter, run.label, run.name, run.learning_rate) == (name, label, label, 5e-5)
 
 
@@ -74,7 +74,7 @@ def test_what_is_no_run_is_one_error_and_is_passed_over_among_others(tmp_path, c
     if config is not None:
         (tmp_path / "bad" / "config.yaml").write_bytes(config)
     with pytest.raises(RunError, match=message) as caught:
-        Run.read(tmp_path / "bad")
+        FinishedRun.read(tmp_path / "bad")
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "bad") in str(caught.value)
     assert [run.path for run in find_runs(tmp_path)] == [good]
@@ -90,11 +90,11 @@ def test_a_curve_is_by_steps_done_and_begins_with_the_base(tmp_path):
         "0,49,1.5,\n"
         "0,49,,4.5\n"
     )
-    run = Run.read(path)
+    run = FinishedRun.read(path)
     assert run.curve("val/perplexity") == {0: 9.5, 50: 4.5}
     assert run.curve("train/loss") == {1: 2.5, 50: 1.5}
     assert run.curve("not/there") == {}
-    assert Run.read(write_run(tmp_path / "no_metrics")).curve("val/perplexity") == {}
+    assert FinishedRun.read(write_run(tmp_path / "no_metrics")).curve("val/perplexity") == {}
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):
@@ -102,68 +102,68 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     whole = (path / "metrics.csv").read_bytes()
     for length in range(len(whole) + 1):  # a reader may come at any moment
         (path / "metrics.csv").write_bytes(whole[:length])
-        curve = Run.read(path).curve("val/perplexity")
+        curve = FinishedRun.read(path).curve("val/perplexity")
         assert curve.items() <= {50: 4.5, 100: 3.75}.items()
     assert curve == {50: 4.5, 100: 3.75}
     (path / "metrics.csv").write_bytes(whole + b"0,119,,3.0,99,,2.5.5\r\n0,129,,1.2x\r\n0,\xff\r\n0,139,,3.5\r\n")
-    assert Run.read(path).curve("val/perplexity")[140] == 3.5
+    assert FinishedRun.read(path).curve("val/perplexity")[140] == 3.5
 
 
 def test_a_run_is_read_as_of_one_moment(tmp_path):
     path = write_run(tmp_path / "a", curve={50: 4.5})
-    run = Run.read(path)
+    run = FinishedRun.read(path)
     assert not run.finished
     with (path / "metrics.csv").open("a") as file:
         file.write("0,99,,3.75\n")
     assert run.curve("val/perplexity") == {50: 4.5}
     assert not run.finished
-    assert Run.read(path).finished
+    assert FinishedRun.read(path).finished
 
 
 def test_identity_is_of_the_study_and_of_the_adapter(tmp_path):
-    reference = Run.read(write_run(tmp_path / "reference")).identity
+    reference = FinishedRun.read(write_run(tmp_path / "reference")).identity
     replicate = write_run(tmp_path / "replicate", seed=1, learning_rate=1e-3)
-    assert Run.read(replicate).identity == reference
-    other_adapter = Run.read(write_run(tmp_path / "lora", LORA)).identity
-    assert other_adapter[0] == reference[0]
-    assert other_adapter[1] != reference[1]
+    assert FinishedRun.read(replicate).identity == reference
+    other_adapter = FinishedRun.read(write_run(tmp_path / "lora", LORA)).identity
+    assert other_adapter.study == reference.study
+    assert other_adapter.adapter != reference.adapter
     for name, options in {"steps": {"max_steps": 50}, "precision": {"precision": "bf16-true"}}.items():
-        assert Run.read(write_run(tmp_path / name, **options)).identity[0] != reference[0]
+        assert FinishedRun.read(write_run(tmp_path / name, **options)).identity.study != reference.study
     for part, key, value in (("model", "warmup", 0.1), ("data", "batch_size", 8)):
         config = yaml.safe_load((replicate / "config.yaml").read_text())
         config[part][key] = value
         (replicate / "config.yaml").write_text(yaml.safe_dump(config))
-        assert Run.read(replicate).identity[0] != reference[0]
+        assert FinishedRun.read(replicate).identity.study != reference.study
 
 
 def test_labels_add_what_sets_adapters_of_one_name_apart(tmp_path):
     adapters = [CERA, {**CERA, "init_args": {"r": 64, "dropout": 0.0}}, LORA]
-    runs = [Run.read(write_run(tmp_path / str(i), adapter)) for i, adapter in enumerate(adapters)]
+    runs = [FinishedRun.read(write_run(tmp_path / str(i), adapter)) for i, adapter in enumerate(adapters)]
     assert list(labels(runs).values()) == ["CeRA r=64, dropout=0.1", "CeRA r=64, dropout=0.0", "LoRA r=64"]
-    assert list(labels(runs[1:])) == [run.identity[1] for run in runs[1:]]
+    assert list(labels(runs[1:])) == [run.identity.adapter for run in runs[1:]]
     assert list(labels(runs[1:]).values()) == ["CeRA r=64", "LoRA r=64"]
 
 
 def test_finished(tmp_path):
-    assert Run.read(write_run(tmp_path / "a", curve={0: 9.0, 100: 3.0})).finished
-    assert not Run.read(write_run(tmp_path / "b", curve={0: 9.0, 50: 3.0})).finished
-    assert not Run.read(write_run(tmp_path / "c")).finished
+    assert FinishedRun.read(write_run(tmp_path / "a", curve={0: 9.0, 100: 3.0})).finished
+    assert not FinishedRun.read(write_run(tmp_path / "b", curve={0: 9.0, 50: 3.0})).finished
+    assert not FinishedRun.read(write_run(tmp_path / "c")).finished
     by_epochs = write_run(tmp_path / "d", curve={0: 9.0}, max_steps=-1, max_epochs=2)
-    assert not Run.read(by_epochs).finished
+    assert not FinishedRun.read(by_epochs).finished
     for epoch, finished in ((0, False), (1, True)):
         with (by_epochs / "metrics.csv").open("a") as file:
             file.write(f"{epoch},{epoch * 30 + 29},,4.0\n")
-        assert Run.read(by_epochs).finished == finished
+        assert FinishedRun.read(by_epochs).finished == finished
 
 
 def test_divergence(tmp_path):
-    assert Run.read(write_run(tmp_path / "well", curve={0: 9.0, 100: 3.0})).divergence is None
-    assert Run.read(write_run(tmp_path / "new")).divergence is None
-    nan = Run.read(write_run(tmp_path / "nan", curve={0: 9.0, 50: float("nan")}))
+    assert FinishedRun.read(write_run(tmp_path / "well", curve={0: 9.0, 100: 3.0})).divergence is None
+    assert FinishedRun.read(write_run(tmp_path / "new")).divergence is None
+    nan = FinishedRun.read(write_run(tmp_path / "nan", curve={0: 9.0, 50: float("nan")}))
     assert nan.divergence == "val/perplexity is nan at step 50"
-    assert Run.read(write_run(tmp_path / "back", curve={50: float("inf"), 100: 3.0})).divergence is None
+    assert FinishedRun.read(write_run(tmp_path / "back", curve={50: float("inf"), 100: 3.0})).divergence is None
     stopped = write_run(tmp_path / "stopped", curve={0: 9.0})
     (stopped / "diverged.json").write_text(json.dumps({"step": 7, "reason": "train/loss is nan"}))
-    assert Run.read(stopped).divergence == "train/loss is nan"
+    assert FinishedRun.read(stopped).divergence == "train/loss is nan"
     (stopped / "diverged.json").write_text('{"step": 7, "rea')
-    assert "diverged.json" in Run.read(stopped).divergence
+    assert "diverged.json" in FinishedRun.read(stopped).divergence

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from cera.runs.finished import Run
+from cera.runs.finished import FinishedRun
 from cera.spectral import effective_rank, energy_rank
 from cera.spectral.command import main
 
@@ -27,7 +27,7 @@ def test_recorded_spectra_of_two_runs_side_by_side(two_runs, tmp_path, capsys):
     found = rows(capsys.readouterr().out)
     assert list(found) == ["CeRA r=8", "LoRA r=8"]
     for name, values in zip(("cera", "lora"), found.values(), strict=True):
-        spectra = list(Run.read(two_runs / name).spectra()[-1].values["update"].values())
+        spectra = list(FinishedRun.read(two_runs / name).spectra()[-1].values["update"].values())
         rank = sum(map(effective_rank, spectra)) / len(spectra)
         ninety = sum(map(energy_rank, spectra)) / len(spectra)
         assert values == pytest.approx([len(spectra), rank, rank / 8, ninety], abs=0.006)

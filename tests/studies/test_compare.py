@@ -4,7 +4,7 @@ import pytest
 from command_line import command
 from conftest import REPOSITORY
 
-from cera.runs.finished import Run
+from cera.runs.finished import FinishedRun
 from cera.studies import compare
 from cera.studies.compare_command import main
 
@@ -33,7 +33,7 @@ def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
     with (tmp_path / "runs" / "compare.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     for name, row in rows.items():
-        run = Run.read(tmp_path / "runs" / name)
+        run = FinishedRun.read(tmp_path / "runs" / name)
         assert int(row["parameters"]) == 4 * 64 * (3 * 64 + 32)
         assert float(row["perplexity"]) == run.curve("val/perplexity")[8]
         assert float(row["effective_rank"]) > 1

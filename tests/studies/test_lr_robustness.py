@@ -17,7 +17,7 @@ from test_resume import start_and_signal
 from test_runs import CERA, LORA, write_run
 
 from cera.callbacks import LRRobustness
-from cera.runs.finished import Run, RunError, find_runs
+from cera.runs.finished import FinishedRun, RunError, find_runs
 from cera.studies.lr_robustness import format_learning_rate, mean_distance, read_study, robustness_by_adapter
 from cera.studies.lr_robustness_command import main, robustness_table
 from cera.studies.lr_robustness_figure import figure
@@ -46,7 +46,7 @@ def test_numbers_by_hand(tmp_path):
     own, runs = read_study(tmp_path / "a")
     assert [r.name for r in runs] == list("abcdefg")
     cera, lora = robustness_by_adapter(runs).values()
-    assert robustness_by_adapter(runs)[own.identity[1]] == cera
+    assert robustness_by_adapter(runs)[own.identity.adapter] == cera
     assert (cera.label, lora.label) == ("CeRA r=64", "LoRA r=64")
     assert list(cera.curves) == [1e-4, 3e-4, 5e-4, 7e-4, 1e-3]
     assert cera.final_perplexity == pytest.approx({1e-4: 4.0, 3e-4: 3.01, 5e-4: 3.03})
@@ -187,7 +187,7 @@ def test_several_studies_in_a_directory_have_a_table_and_a_figure_each(tmp_path,
     printed = capsys.readouterr().out
     assert printed.count("adapter ") == 2
     assert {p.name for p in tmp_path.glob("*.png")} == {"lr_robustness.png", "lr_robustness-2.png"}
-    assert robustness_table(robustness_by_adapter([Run.read(tmp_path / "h")]).values()) in printed
+    assert robustness_table(robustness_by_adapter([FinishedRun.read(tmp_path / "h")]).values()) in printed
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
@@ -243,7 +243,7 @@ def test_one_run_alone_has_a_figure_and_counts_divergences(grid):
 
 
 def test_numbers_come_with_the_second_run_and_with_its_last_validation(grid):
-    low, high = (Run.read(grid / name).curve("val/perplexity") for name in ("low", "high"))
+    low, high = (FinishedRun.read(grid / name).curve("val/perplexity") for name in ("low", "high"))
     assert sorted(low) == sorted(high) == [0, 4, 8]
     assert low[0] == high[0]
     logged = {column: losses(grid / "high", f"lr_robustness/{column}") for column in COLUMNS}
@@ -258,10 +258,10 @@ def test_a_run_with_another_seed_is_a_replicate(grid):
     _, runs = read_study(grid / "seed")
     (result,) = robustness_by_adapter(runs).values()
     assert {lr: len(curves) for lr, curves in result.curves.items()} == {0.001: 1, 0.01: 2}
-    finals = [Run.read(grid / name).curve("val/perplexity")[8] for name in ("high", "seed")]
+    finals = [FinishedRun.read(grid / name).curve("val/perplexity")[8] for name in ("high", "seed")]
     assert finals[0] != finals[1]
     assert result.final_perplexity[0.01] == pytest.approx(sum(finals) / 2)
-    low = Run.read(grid / "low").curve("val/perplexity")[8]
+    low = FinishedRun.read(grid / "low").curve("val/perplexity")[8]
     at_first_validation = abs(low - finals[0])  # of the two runs that had ended
     logged = losses(grid / "seed", "lr_robustness/final_ppl_spread")
     assert logged == pytest.approx({3: at_first_validation, 7: result.spread})

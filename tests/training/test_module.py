@@ -11,7 +11,7 @@ import cera
 from cera.callbacks import Checkpoints
 from cera.data import ChatData, ReasoningGymWordProblems
 from cera.data.chat import IGNORE
-from cera.runs.checkpoints import AtomicCheckpointIO
+from cera.runs.checkpoint_io import AtomicCheckpointIO
 from cera.training.module import CausalLM
 
 

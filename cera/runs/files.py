@@ -1,0 +1,42 @@
+"""Files that are either whole or absent, even if the process is killed or the power fails while they are written.
+
+Example:
+    >>> with replacing(Path("report.json")) as unfinished:
+    ...     unfinished.write_text(json.dumps(report))
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to, which is flushed to disk and renamed to ``path`` at the end.
+
+    After an exception ``path`` is as it was before.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    yield unfinished
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(folder: Path) -> None:
+    """Flush the entries of ``folder`` to disk, so that renames in it survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below ``folder`` to disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from pathlib import Path
 from cera.runs.finished import FinishedRun, RunError
 from cera.spectral import effective_rank, energy_rank
 
-TRAIN = (sys.executable, "-m", "cera.cli.train")
+TRAIN = (sys.executable, "-m", "cera", "train")
 """Command that starts a training run in a process of its own."""
 
 

@@ -8,10 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import equality
 from .extraction import How, candidates, is_prose, marked, unmarked
 from .notation import LONGEST
 from .sandbox import Sandbox
+from .shortcuts import settled
 from .units import is_numeric
 
 
@@ -73,9 +73,9 @@ def _text(answer: object) -> str:
     return answer if isinstance(answer, str) else ""
 
 
-_sandbox = Sandbox(Path(equality.__file__))
+_sandbox = Sandbox(Path(__file__).with_name("equality.py"))
 
 
 def _equal(prediction: str, gold: str) -> bool:
-    settled = equality.settled(prediction, gold)
-    return _sandbox.check(prediction, gold) if settled is None else settled
+    verdict = settled(prediction, gold)
+    return _sandbox.check(prediction, gold) if verdict is None else verdict

@@ -1,6 +1,12 @@
-"""Whether expressions and equations are equal, by math-verify. Under no limit: a few signs can take it for ever."""
+"""Compares expressions, equations and sets by math-verify and sympy.
 
-# ruff: noqa: RUF001  (the signs of set theory are alike to letters)
+    >>> same_expression(r"\\frac{x^2-1}{x-1}", "x+1")
+    True
+
+Nothing here has a limit of time or memory: an expression of a few characters can take for ever.
+"""
+
+# ruff: noqa: RUF001  (the symbols of set theory resemble letters)
 
 import re
 from fractions import Fraction
@@ -9,43 +15,65 @@ from typing import Any
 from latex2sympy2_extended import NormalizationConfig
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
-from sympy import Basic, Expr, I, Rational, S, Symbol
+from sympy import Basic, Expr, FiniteSet, I, Intersection, Interval, Rational, S, Symbol, Union
 
 from .notation import TRIGONOMETRIC
 from .numbers import DECIMALS, is_rounded
-from .structure import Sides
+from .structure import SET_SIGNS, Group, Sides, read, split
 
 _LATEX = {"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "=", "∈": "\\in ", "∪": "\\cup ", "⦃": "\\{", "⦄": "\\}"}
 _POINTS = (Fraction(617, 521), Fraction(1409, 389), Fraction(211, 673))
-"""Values for variables; expressions that differ at one are not the same."""
+"""Values for the variables; expressions that differ at one of them are not the same."""
 
 
 def parsed(text: str) -> Any:
-    """The sympy object of a normalized expression, by math-verify's parser.
+    """Return the sympy object of a normalized expression, by math-verify's parser.
 
     Raises:
-        Exception: Of whatever kind the parser raises on what it cannot read.
+        Exception: Any class of exception that the parser raises for what it cannot read.
     """
     for symbol, latex in _LATEX.items():
         text = text.replace(symbol, latex)
-    if TRIGONOMETRIC.search(text):
+    if TRIGONOMETRIC.search(text):  # 60^\circ -> 60 pi / 180
         text = re.sub(r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?", r"{(\\frac{\1\\pi}{180})}", text)
-    text = re.sub(r"((?<![\w.^{])[\d.]+|\)|\\pi)\s*(?=\()", r"\1\\times ", text)  # it takes 2(3) for a mixed number
-    # exactly: floats are equal to math-verify if they differ in the seventh place
+    # 2(3) -> 2\times (3): the parser reads it as a mixed number
+    text = re.sub(r"((?<![\w.^{])[\d.]+|\)|\\pi)\s*(?=\()", r"\1\\times ", text)
+    # 1.5 -> \frac{15}{10}: math-verify takes floats for equal that differ in the seventh place
     text = re.sub(r"(?<![\w.])(\d*)\.(\d+)", lambda m: f"{{\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}}}", text)
-    found = latex2sympy(
+    expression = latex2sympy(
         text,
         is_real=True,
         normalization_config=NormalizationConfig(malformed_operators=True, boxed="none"),
-        conversion_config=ConversionConfig(lowercase_symbols=False),  # as it is, R^2 - r^2 would be 0
+        conversion_config=ConversionConfig(lowercase_symbols=False),  # by default R^2 - r^2 is 0
     )
-    if not isinstance(found, Basic):  # a matrix with variables in it
-        return found
-    return found.xreplace({s: I if s.name == "i" else Symbol(s.name, real=True) for s in found.atoms(Symbol)})
+    if not isinstance(expression, Basic):  # a matrix with variables in it
+        return expression
+    symbols = expression.atoms(Symbol)
+    return expression.xreplace({s: I if s.name == "i" else Symbol(s.name, real=True) for s in symbols})
+
+
+def parsed_set(text: str) -> Any:
+    """Return the sympy set of intervals and finite sets that are joined by symbols such as ``∪``."""
+    sides, _ = split(text, frozenset("∪"))
+    if len(sides) > 1:
+        return Union(*map(parsed_set, sides))
+    sides, operators = split(text, SET_SIGNS)
+    if operators:  # the last operator is applied last
+        right = sides[-1]
+        left = parsed_set(text[: len(text) - len(right)].rstrip().removesuffix(operators[-1]).strip())
+        return Intersection(left, parsed_set(right)) if operators[-1] == "\\cap" else left - parsed_set(right)
+    group = read(text)
+    if not isinstance(group, Group):
+        return parsed(text)
+    items = [parsed(item) for item in group.items]
+    if group.brackets == "⦃⦄":
+        return FiniteSet(*items)
+    start, end = items
+    return Interval(start, end, group.brackets[0] == "(", group.brackets[1] == ")")
 
 
 def is_rounding(decimal: str, expression: str) -> bool:
-    """Whether a decimal of enough decimals is the rounding of a constant."""
+    """Return whether a decimal of enough decimals is the rounding of a constant expression."""
     if not re.fullmatch(rf"[-+]?\d*\.\d{{{DECIMALS},}}", decimal):
         return False
     constant = parsed(expression)
@@ -56,13 +84,13 @@ def is_rounding(decimal: str, expression: str) -> bool:
 
 
 def same_expression(a: str, b: str) -> bool:
-    """Whether two expressions, of which the second is the gold one, are equal."""
+    """Return whether two expressions are equal; the second is the gold one."""
     try:
         x, y = parsed(a), parsed(b)
-    except Exception:  # the parser has no class of its own for what it cannot read
+    except Exception:  # the parser has no exception class of its own
         return False
     if isinstance(x, Expr) and isinstance(y, Expr):
-        if any(_differ(x, y, at) for at in _POINTS):
+        if any(_differ(x, y, point) for point in _POINTS):
             return False
         if not x.free_symbols | y.free_symbols:
             x, y = x.doit(), y.doit()
@@ -78,32 +106,38 @@ def _is_finite(x: Any) -> bool:
 
 
 def _differ(x: Any, y: Any, point: Fraction) -> bool:
-    """Whether two expressions have different values, both finite, with the variables near ``point``."""
-    at = _near(point, x, y)
-    one, other = x.subs(at), y.subs(at)
-    values = [value.evalf(30) for value in (one, other)]
-    if not all(value.is_number and value.is_finite for value in values):
+    """Return whether two expressions have different values, both finite, with the variables near ``point``."""
+    values = _values_near(point, x, y)
+    x, y = x.subs(values), y.subs(values)
+    first, second = x.evalf(30), y.evalf(30)
+    if not all(value.is_number and value.is_finite for value in (first, second)):
         return False
-    return bool(abs((one - other).evalf(30)) > max(abs(values[0]), abs(values[1])) * 1e-20)
+    return bool(abs((x - y).evalf(30)) > max(abs(first), abs(second)) * 1e-20)
 
 
-def _near(point: Fraction, x: Any, y: Any) -> dict[Any, Any]:
-    """Values for the variables of two expressions, near ``point`` and with irregular differences."""
+def _values_near(point: Fraction, x: Any, y: Any) -> dict[Any, Any]:
+    """Return values for the variables of two expressions, near ``point`` and at irregular distances."""
     variables = sorted(x.free_symbols | y.free_symbols, key=str)
     return {v: Rational(point.numerator + 17 * i**2, point.denominator + i) for i, v in enumerate(variables)}
 
 
 def same_relation(a: Sides, b: Sides) -> bool:
-    """Whether two equations or inequalities say the same: their differences of sides are multiples of each other."""
-    if a[1] != b[1]:
+    """Return whether two equations or inequalities have the same meaning.
+
+    They have if the differences of their sides are multiples of each other, positive ones for an inequality.
+    """
+    (left_a, relation, right_a), (left_b, relation_b, right_b) = a, b
+    if relation != relation_b:
         return False
-    x, y = (parsed(f"({left})-({right})") for left, _, right in (a, b))
+    x, y = parsed(f"({left_a})-({right_a})"), parsed(f"({left_b})-({right_b})")
     if not isinstance(x, Expr) or not isinstance(y, Expr) or x.free_symbols != y.free_symbols:
         return False
-    pairs = ([side.subs(_near(point, x, y)) for side in (x, y)] for point in _POINTS)
-    one, other = next((pair for pair in pairs if 0 not in pair), (S.Zero, S.One))  # a point may lie on the curve
-    factor = (one / other).doit()
-    if not factor.is_number or not factor.is_finite or factor.is_zero or (a[1] in "<≤" and not factor.is_positive):
+    pairs = ([side.subs(_values_near(point, x, y)) for side in (x, y)] for point in _POINTS)
+    first, second = next((pair for pair in pairs if 0 not in pair), (S.Zero, S.One))  # a point may lie on the curve
+    factor = (first / second).doit()
+    if not factor.is_number or not factor.is_finite or factor.is_zero:
+        return False
+    if relation in "<≤" and not factor.is_positive:
         return False
     y = factor * y
     return not any(_differ(x, y, point) for point in _POINTS) and verify(y, x, timeout_seconds=None)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .notation import LONGEST, NAMES
+from .notation import LONGEST
+from .rules_words import NAMES
 from .units import is_quantity
 
 How = Literal["boxed", "hashes", "phrase", "last number", "whole text"]

@@ -19,6 +19,16 @@ def test_unequal(prediction, gold):
     assert not is_correct(gold, prediction)
 
 
+def test_spelled_numbers_and_ratios_are_equal_as_they_are_written_only():
+    """Less than one in a thousand of the answers of MATH and GSM8K is one of them: see scripts/answer_rules.py."""
+    for answer in ("four", "twenty-one", "two-thirds", "3:5", "2:3:4"):
+        assert is_correct(answer, answer)
+        assert is_correct(answer.replace(":", " : "), rf"\text{{{answer}}}")
+    for prediction, gold in (("4", r"\text{four}"), ("0.5", "one half"), ("3:5", "6:10"), ("3:4", r"\frac{3}{4}")):
+        assert not is_correct(prediction, gold)
+        assert not is_correct(gold, prediction)
+
+
 def test_numbers_are_their_text_and_other_objects_no_answer():
     for value in (5, 5.0, -3, 1e22):
         assert is_correct(value, str(value))

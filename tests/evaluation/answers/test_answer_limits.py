@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cera.evaluation.answers import correctness, equality, extract, is_correct, judge
+from cera.evaluation.answers import correctness, extract, is_correct, judge
+from cera.evaluation.answers.shortcuts import settled
 
 HOSTILE = {
     "tower": "9^{9^{9^9}}",
@@ -71,4 +72,4 @@ def test_no_text_raises(prediction, gold):
     assert verdict.correct in (True, False)
     assert verdict.correct == is_correct(prediction, gold)
     assert verdict.answer or not verdict.correct
-    assert equality.settled(prediction, gold) in (None, correctness._sandbox.check(prediction, gold))
+    assert settled(prediction, gold) in (None, correctness._sandbox.check(prediction, gold))

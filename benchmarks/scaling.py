@@ -140,7 +140,7 @@ def step_cost(point: Point, name: str, at_least: float, vocabulary: int = VOCABU
     step()  # after which the optimizer has its state
     seconds = timed(step, at_least)()
     labels, pairs = round(LABELLED * point.length), point.length * (point.length + 1) / 2
-    flops = TrainingFlops.of(model.model).count(point.length, labels, pairs)
+    flops = TrainingFlops.from_model(model.model).count(point.length, labels, pairs)
     return {"seconds": seconds, "bytes": memory("VmHWM") - before, "flops": flops}
 
 

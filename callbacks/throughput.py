@@ -44,7 +44,7 @@ class Throughput(Callback):
         """Begin to count; a resumed run counts from where it goes on."""
         self._last_step = trainer.global_step
         self._peak = get_available_flops(trainer.strategy.root_device, _dtype_of_products(trainer))
-        self._flops = TrainingFlops.of(pl_module.model) if self._peak else None
+        self._flops = TrainingFlops.from_model(pl_module.model) if self._peak else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""

@@ -1,4 +1,7 @@
-"""What AdaLoRA (Zhang et al. 2023) asks of a training step beyond PEFT's layers: its penalty and its rank schedule."""
+"""AdaLoRA (Zhang et al. 2023) in a training step: the orthogonality penalty and the rank schedule.
+
+PEFT's layers and rank allocator do the work; a training loop that computes its own loss has to call them.
+"""
 
 from typing import Any
 
@@ -6,11 +9,11 @@ import torch
 from torch import Tensor
 
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-"""The allocator's running scores of each weight: sensitivity, its mean, and its uncertainty."""
+"""The allocator's statistics of each weight: sensitivity, its running mean, and its uncertainty."""
 
 
 class RankSchedule:
-    """Drives PEFT's rank allocator, once per optimizer step, on any strategy.
+    """Calls PEFT's rank allocator once per optimizer step, under any strategy.
 
     Args:
         model: A PEFT model whose adapter ``default`` is AdaLoRA.
@@ -25,9 +28,9 @@ class RankSchedule:
         self._gradients: list[Tensor | None] = []
 
     def penalty(self) -> Tensor:
-        """``orth_reg_weight`` times the mean over all A and B of ``||A A^T - I||`` and ``||B^T B - I||`` (Frobenius).
+        """Return ``orth_reg_weight`` times the mean over all A and B of ``||A A^T - I||_F`` and ``||B^T B - I||_F``.
 
-        PEFT adds it to a loss that the model computes itself; a training step that computes its own adds this scalar.
+        PEFT adds this scalar to a loss that the model computes itself; other training steps add it to theirs.
         """
         terms = []
         for name, p in self.factors.items():
@@ -37,17 +40,17 @@ class RankSchedule:
         return self.config.orth_reg_weight * torch.stack(terms).mean()
 
     def before_step(self) -> None:
-        """Keep the gradients where DeepSpeed keeps them to itself and clears them with the step."""
+        """Copy the gradients under DeepSpeed, which partitions them and clears them in the step."""
         if self._sharded:
             from deepspeed.utils import safe_get_full_grad
 
             self._gradients = [safe_get_full_grad(p) for p in self.parameters]
 
     def after_step(self, step: int) -> None:
-        """Update the importance of every weight and, where the schedule says so, set ranks to zero.
+        """Update the importance of every weight and, in the steps that the schedule names, set ranks to zero.
 
         Args:
-            step: Optimizer steps done, this one included. The gradients must not have been cleared yet.
+            step: Optimizer steps done, including this one. Gradients must not be cleared yet.
         """
         for p, gradient in zip(self.parameters, self._gradients, strict=False):
             p.grad = None if gradient is None else gradient.to(p.dtype)
@@ -57,7 +60,7 @@ class RankSchedule:
 
             for p in self.parameters:
                 p.grad = None
-            for p in self.singular_values:  # the master weights would bring back what was set to zero
+            for p in self.singular_values:  # or the next step would restore them from the master weights
                 safe_set_full_fp32_param(p, p.detach().float())
 
     @property
@@ -65,12 +68,12 @@ class RankSchedule:
         return hasattr(self.parameters[0], "_hp_mapping")
 
     def state_dict(self) -> dict[str, Any]:
-        """The importances and the ranks in force."""
+        """Return the importances and the current ranks."""
         allocator = self.tuner.rankallocator
         return {**{name: dict(getattr(allocator, name)) for name in IMPORTANCE}, "ranks": self.config.rank_pattern}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         device = self.parameters[0].device
         for name in IMPORTANCE:
             setattr(self.tuner.rankallocator, name, {k: v.to(device) for k, v in state[name].items()})

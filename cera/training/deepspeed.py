@@ -1,4 +1,8 @@
-"""DeepSpeed for Lightning, on GPUs and (over gloo) on CPUs, with CeRA's needs seen to."""
+"""DeepSpeed for Lightning, on GPUs and on CPUs (over gloo), with checkpoints that hold the adapter only.
+
+Example:
+    >>> Trainer(strategy=DeepSpeed(stage=3), devices=8)
+"""
 
 import os
 import shutil
@@ -20,16 +24,19 @@ from cera.runs.files import sync_directory, sync_tree
 class DeepSpeed(DeepSpeedStrategy):
     """Lightning's DeepSpeed strategy, with these differences:
 
-    - it runs on CPU processes over gloo too (set ``DS_ACCELERATOR=cpu`` before torch is imported);
-    - under ZeRO-3 transformers loads the base partitioned, so that no rank holds all of it, and adapters are put in
-      outside of ``zero.Init``, where a partitioned weight could not be initialized;
-    - checkpoints hold the adapter only, and a directory is there only once it is whole.
+    - It also runs on CPU processes over gloo (set ``DS_ACCELERATOR=cpu`` before torch is imported).
+    - Under ZeRO-3 transformers loads the base partitioned, so that no rank holds all of it. Adapters are applied
+      outside of ``zero.Init``, because PEFT cannot initialize a partitioned weight.
+    - Checkpoints hold the adapter only, and their directory appears only when it is complete.
 
-    DeepSpeed's own checkpoint files are pickles: go on only from checkpoints of your own.
+    DeepSpeed's checkpoint files are pickles: resume only from checkpoints that you trust.
 
     Args:
         stage: ZeRO stage, 0 to 3.
-        options: Anything else ``lightning.pytorch.strategies.DeepSpeedStrategy`` takes.
+        options: Other arguments of ``lightning.pytorch.strategies.DeepSpeedStrategy``.
+
+    Raises:
+        ValueError: ``stage`` is not a ZeRO stage.
     """
 
     def __init__(self, stage: int = 2, **options: Any) -> None:
@@ -38,7 +45,7 @@ class DeepSpeed(DeepSpeedStrategy):
         super().__init__(stage=stage, **options)
 
     def _auto_select_batch_size(self) -> int:
-        # Used in DeepSpeed's own throughput log only; Lightning would read it off a batch sampler, and there is none.
+        # only for DeepSpeed's throughput log; Lightning would read it from a batch sampler, which a stream lacks
         return self.lightning_module.trainer.datamodule.batch_size  # type: ignore[union-attr,attr-defined]
 
     # CPU
@@ -72,31 +79,31 @@ class DeepSpeed(DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Nothing: ``base_loading_context`` partitions the base, DeepSpeed the adapter when the engine starts."""
+        """Do nothing: ``base_loading_context`` partitions the base, and DeepSpeed's engine the adapter."""
         self._init_config_if_needed()
         yield
 
     @contextmanager
     def base_loading_context(self) -> Iterator[None]:
-        """While it lasts, transformers' ``from_pretrained`` partitions what it loads, if the stage is 3."""
+        """Let transformers' ``from_pretrained`` partition the weights that it loads, if the stage is 3."""
         if not self.zero_stage_3:
             yield
             return
         from transformers.integrations import HfDeepSpeedConfig
 
-        # transformers holds only a weak reference: ZeRO-3 is off again for it when this goes
+        # transformers keeps a weak reference: ZeRO-3 is on for it as long as this object lives
         self._hf_config = HfDeepSpeedConfig(self.config)
         yield
 
     @property
     def extra_loss_scale(self) -> int:
-        """Lightning and DeepSpeed each divide the loss by the number of accumulated micro-batches: undo one."""
+        """Number of accumulated micro-batches, by which both Lightning and DeepSpeed divide the loss."""
         return self.lightning_module.trainer.accumulate_grad_batches  # type: ignore[union-attr]
 
     # Checkpoints
 
     def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any = None) -> None:
-        """Write the directory ``filepath``: beside it first, then renamed."""
+        """Write a checkpoint directory beside ``filepath``, then rename it. Every rank must call this."""
         target = Path(self.broadcast(filepath))
         unfinished = target.with_name(f".{target.name}.unfinished")
         if self.is_global_zero:
@@ -113,13 +120,14 @@ class DeepSpeed(DeepSpeedStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint directory; raise ``CheckpointError`` if it is incomplete, damaged or of another program."""
         if not (Path(checkpoint_path) / "checkpoint").is_dir():
             raise CheckpointError(f"{checkpoint_path} is not a whole DeepSpeed checkpoint directory.")
         try:
             checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         except CheckpointError:
             raise
-        except Exception as error:  # torch and DeepSpeed raise many kinds for a truncated file
+        except Exception as error:  # torch and DeepSpeed raise many kinds of errors for a truncated file
             raise CheckpointError(f"{checkpoint_path} is damaged, or of another run ({error!r}).") from error
         if "cera" not in checkpoint:
             raise CheckpointError(f"{checkpoint_path} is not a checkpoint of this framework (it has no `cera` entry).")
@@ -127,10 +135,10 @@ class DeepSpeed(DeepSpeedStrategy):
 
 
 def gather(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Full copies on the CPU of parameters that ZeRO-3 has partitioned. Every rank must call this.
+    """Return full copies on the CPU of parameters that ZeRO-3 has partitioned. Every rank must call this.
 
     Args:
-        parameters: By name.
+        parameters: Partitioned parameters by name.
 
     Returns:
         Tensors by the same names, in the parameters' dtype.

@@ -8,7 +8,7 @@ Example:
 import copy
 import math
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, cast
 
@@ -170,8 +170,13 @@ class CausalLM(LightningModule):
         assert self.model is not None
         head = cast(PreTrainedModel, self.model.get_base_model()).get_output_embeddings()
         chunked = loss.supports_chunks(head) and self.head_is_last
-        with adapter_autocast(self.adapter_dtype, self.trainer.precision, self.device.type):
+        with self._autocast():
             return loss.answer_nll(self, head, batch, chunked)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.adapter_dtype is None:
+            return nullcontext()
+        return adapter_autocast(self.trainer.precision, self.device.type)
 
     @cached_property
     def head_is_last(self) -> bool:

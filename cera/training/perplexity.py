@@ -1,4 +1,10 @@
-"""Perplexity, the token-weighted mean over a whole dataset and all ranks (paper Section 3.3)."""
+"""Perplexity as a token-weighted mean over a whole dataset and all ranks (paper Section 3.3).
+
+Example:
+    >>> perplexity = Perplexity()
+    >>> perplexity.update(losses.sum(), losses.numel())  # for each batch
+    >>> perplexity.compute()
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +14,8 @@ from torchmetrics import Metric
 class Perplexity(Metric):
     """``exp(sum of the tokens' negative log-likelihoods / number of tokens)``.
 
-    Sums are kept in fp64 and added over ranks, so the value does not depend on batching or on the number of ranks.
+    Sums are accumulated in fp64 and reduced over ranks, so that the value does not depend on batching or on the number
+    of ranks.
     """
 
     nll: Tensor
@@ -20,10 +27,15 @@ class Perplexity(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, tokens: int | Tensor) -> None:
-        """Add a batch: ``nll`` is the sum over its labelled tokens (nats, scalar), ``tokens`` their number."""
+        """Add a batch.
+
+        Args:
+            nll: Sum of the negative log-likelihoods of its labelled tokens, in nats; a scalar.
+            tokens: Number of these tokens.
+        """
         self.nll += nll.double()
         self.tokens += tokens
 
     def compute(self) -> Tensor:
-        """The perplexity so far, a scalar; NaN before the first token."""
+        """Return the perplexity of all batches so far, a scalar; NaN before the first token."""
         return torch.exp(self.nll / self.tokens)

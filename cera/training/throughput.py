@@ -1,4 +1,9 @@
-"""How fast training goes: tokens, padding and floating-point operations against the clock."""
+"""Measures training speed: tokens, padding, time, and the floating-point operations that the model requires.
+
+Example:
+    >>> flops = TrainingFlops.from_model(model)  # a PeftModel
+    >>> flops(batch) / seconds  # operations per second
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -12,71 +17,71 @@ from cera.data.chat import IGNORE
 
 @dataclass
 class Meter:
-    """Counts the tokens of training batches and the time between them.
+    """Counts the tokens of training batches and the time they take, in this process.
 
-    The clock runs from the start of one batch to the end of the last, waiting for data and saving included; it is
-    paused for validation. Numbers are those of this process.
+    The clock runs from the start of the first batch to the end of the last one, including waiting for data and saving.
+    Callers pause it for validation.
 
     Attributes:
-        tokens: Tokens so far, padding left out.
-        positions: Places for tokens so far, padding counted.
-        seconds: Time so far.
+        tokens: Number of tokens, without padding.
+        positions: Number of positions, with padding.
+        seconds: Elapsed time.
     """
 
     tokens: int = 0
     positions: int = 0
     seconds: float = 0.0
-    _mark: float | None = field(default=None, repr=False)
+    _started: float | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """A batch begins: start the clock, if it stands still."""
-        if self._mark is None:
-            self._mark = time.perf_counter()
+        """Start the clock at the beginning of a batch; do nothing if it is running."""
+        if self._started is None:
+            self._started = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop the clock until the next batch begins."""
-        if self._mark is not None:
-            self.seconds += time.perf_counter() - self._mark
-            self._mark = None
+        """Stop the clock until the next ``start``."""
+        if self._started is not None:
+            self.seconds += time.perf_counter() - self._started
+            self._started = None
 
     def add(self, batch: dict[str, Any]) -> None:
-        """A batch of ``cera.data`` is done."""
+        """Count a finished batch of ``cera.data``."""
         self.pause()
         self.start()
         self.tokens += batch["n_tokens"]
         self.positions += batch["tokens"].numel()
 
     def reset(self) -> None:
-        """Count from here on; the clock runs on."""
+        """Set all counts to zero; a running clock keeps running."""
         self.tokens, self.positions, self.seconds = 0, 0, 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """The rate so far; NaN before the first batch."""
+        """Tokens per second; NaN before the first batch."""
         return self.tokens / self.seconds if self.seconds else float("nan")
 
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """Floating-point operations that training an adapter on a frozen transformer asks for, forward and backward.
+    """Number of floating-point operations to train an adapter on a frozen transformer, forward and backward.
 
-    A product with a weight of N numbers costs 2 N operations a token, and as much again to pass the gradient through;
-    the weight's own gradient, another 2 N, is needed only where it is trained. So
+    A product with a weight of N elements costs 2 N operations per token in the forward pass and 2 N for the gradient of
+    its input. The weight's own gradient, another 2 N, is needed only if the weight is trained. In total:
 
         tokens * (4 N_frozen + 6 N_trained) + labels * 4 N_head + pairs * 12 * layers * heads * head_dim
 
-    - ``tokens`` without padding; ``labels``, the positions that the head is computed at; ``pairs`` of tokens of which
-      one attends to the other, within its document and not to the future: queries by keys and weights by values are
-      2 products of ``2 * heads * head_dim`` operations forward, and 4 backward;
-    - looking up embeddings, norms, activations and the optimizer count nothing;
-    - what gradient checkpointing computes again counts nothing either: the share of the peak that this gives is a
-      utilization of the model (MFU; Chowdhery et al. 2022, App. B), not of the hardware;
-    - the gradient is taken to go down to the first layer, and experts fused into one parameter are overlooked.
+    - ``tokens`` excludes padding. ``labels`` is the number of positions at which the head is computed. ``pairs`` is the
+      number of (query, key) pairs, causal and within a document; queries by keys and weights by values are 2 products
+      of ``2 * heads * head_dim`` operations per pair forward, and 4 backward.
+    - Embedding lookups, norms, activations and the optimizer are not counted.
+    - Recomputation by gradient checkpointing is not counted: relative to the device's peak this gives the utilization
+      of the model (MFU; Chowdhery et al. 2022, App. B), not of the hardware.
+    - The gradient is assumed to reach the first layer. Experts fused into one parameter are not counted.
 
     Attributes:
-        frozen: N_frozen, in frozen linear modules without the head.
-        trained: N_trained.
-        head: N_head, 0 if it is trained.
+        frozen: N_frozen, the elements of frozen linear modules without the head.
+        trained: N_trained, the trained elements.
+        head: N_head, the elements of the head; 0 if it is trained.
         attention: ``12 * layers * heads * head_dim``.
     """
 
@@ -86,8 +91,8 @@ class TrainingFlops:
     attention: int
 
     @classmethod
-    def of(cls, model: Any) -> "TrainingFlops":
-        """Count in a ``PeftModel``, quantized or partitioned by ZeRO-3 or not."""
+    def from_model(cls, model: Any) -> "TrainingFlops":
+        """Count the elements of a ``PeftModel``, which may be quantized or partitioned by ZeRO-3."""
         head = model.get_base_model().get_output_embeddings()
         linear = {m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad}
         sizes = {module: module.in_features * module.out_features for module in linear}  # nf4 packs the weight itself
@@ -102,11 +107,11 @@ class TrainingFlops:
         )
 
     def count(self, tokens: float, labels: float, pairs: float) -> float:
-        """Operations for that many of each; see the class."""
+        """Return the number of operations for these counts; see the class."""
         return tokens * (4 * self.frozen + 6 * self.trained) + labels * 4 * self.head + pairs * self.attention
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
-        """Operations for a batch of ``cera.data``, a scalar (fp32) on its device, without waiting for that device."""
+        """Return the operations for a batch of ``cera.data``: an fp32 scalar on its device, without synchronization."""
         labels = (batch["labels"][:, 1:] != IGNORE).sum(dtype=torch.float32)
         pairs = ((batch["position_ids"] + 1) * batch["tokens"]).sum(dtype=torch.float32)
         return torch.as_tensor(self.count(batch["n_tokens"], labels, pairs))  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def test_flops_are_those_that_torch_counts(tiny_llama, name):
     module._trainer = None
     with FlopCounterMode(display=False) as counted:
         module.answer_nll(batch)[0].sum().backward()
-    flops = TrainingFlops.of(module.model)
+    flops = TrainingFlops.from_model(module.model)
     # eager attention computes every pair of positions; we count the causal ones
     ours = flops.count(2 * n, 2 * labelled, 2 * n * n)
     # and torch passes no gradient further than the first adapter's input: of layer 0, q, k and v

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from cera import CeraConfig
-from cera.evaluation.generation.backend import InverseCDF, Sample, Sampling, TransformersBackend, uniforms
+from cera.evaluation.generation import InverseCDF, Sample, Sampling, TransformersBackend, uniforms
 from cera.models.generate import generate
 
 PROMPTS = [

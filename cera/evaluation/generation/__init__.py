@@ -1,11 +1,15 @@
-"""Batched generation: the sampling settings, and the backends that answer prompts."""
+"""Batched generation: the sampling settings, and the backends that generate answers to prompts.
 
-from cera.evaluation.generation.backend import (
-    Backend,
-    Sample,
-    Sampling,
-    TransformersBackend,
-    check_lengths,
-)
+Example:
+    >>> backend = TransformersBackend(model, tokenizer, batch_size=16)
+    >>> for position, samples in backend.generate(["The capital of France is"], ["france"], Sampling(max_new_tokens=8)):
+    ...     print(samples[0].text)
 
-__all__ = ["Backend", "Sample", "Sampling", "TransformersBackend", "check_lengths"]
+A single prompt is easier with ``cera.models.generate``.
+"""
+
+from cera.evaluation.generation.backend import Backend, Sample
+from cera.evaluation.generation.sampling import InverseCDF, Sampling, uniforms
+from cera.evaluation.generation.transformers_backend import TransformersBackend, check_lengths
+
+__all__ = ["Backend", "InverseCDF", "Sample", "Sampling", "TransformersBackend", "check_lengths", "uniforms"]

@@ -1,0 +1,65 @@
+"""Callbacks, loggers and plugins that a run directory adds to the configured trainer."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cera.callbacks import AdapterFile, Checkpoints, Progress, RunRecord, Summary
+from cera.cli.chosen_run import ChosenRun
+from cera.runs.checkpoint_io import AtomicCheckpointIO
+from cera.runs.loggers import MetricsCSV
+
+STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
+"""Strategies, by a part of their names, that write checkpoints themselves."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run directory, as the run was started."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the resolved configuration on the first rank; a resumed run keeps the file that is there."""
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        if stage == "fit" and trainer.is_global_zero and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(path), skip_unset=False, multifile=False)
+
+
+def trainer_settings(config: Namespace, subcommand: str, run: ChosenRun) -> tuple[dict[str, Any], Checkpoints | None]:
+    """Return the arguments that replace the configured ones of the trainer, and the callback that saves checkpoints.
+
+    Args:
+        config: Configuration of the subcommand, in which ``trainer`` holds objects.
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        run: The run directory.
+    """
+    trainer = config.trainer
+    settings: dict[str, Any] = {}
+    checkpoints: Checkpoints | None = None
+    user_callbacks: list[Callback] = list(trainer.callbacks or [])
+    callbacks: list[Callback] = [] if trainer.enable_progress_bar is False else [Progress()]
+    if subcommand == "fit":
+        callbacks += [RunRecord(run.directory), AdapterFile(run.directory)]
+        if trainer.enable_checkpointing is not False:
+            checkpoints = Checkpoints(run.directory / "checkpoints", config.checkpoint_every)
+            callbacks.append(checkpoints)
+        callbacks.append(Summary(run.directory, config.answer_tokens))  # last, when everything is saved
+        if not any(isinstance(callback, Checkpoint) for callback in user_callbacks):
+            settings["enable_checkpointing"] = False  # Lightning's own checkpoints; Checkpoints replaces them
+        if trainer.logger in (None, True):
+            tensorboard = TensorBoardLogger(str(run.directory), name="", version="", default_hp_metric=False)
+            settings["logger"] = [tensorboard, MetricsCSV(run.directory, run.resume_from)]
+    elif trainer.logger is None:
+        settings["logger"] = False
+    if not _writes_checkpoints_itself(trainer.strategy):
+        settings["plugins"] = [*(trainer.plugins or []), AtomicCheckpointIO()]
+    return {**settings, "callbacks": [*callbacks, *user_callbacks]}, checkpoints
+
+
+def _writes_checkpoints_itself(strategy: Any) -> bool:
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    return any(part in name.lower() for part in STRATEGIES_WITH_OWN_IO)

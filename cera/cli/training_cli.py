@@ -1,0 +1,160 @@
+"""The configuration, objects and subcommands of ``cera train``, on top of Lightning's ``LightningCLI``."""
+
+from typing import Any
+
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from cera.callbacks import Checkpoints, TaskEvaluation
+from cera.cli import preflight
+from cera.cli.chosen_run import ChosenRun, choose_run
+from cera.cli.consistency import check_consistency
+from cera.cli.errors import UsageError
+from cera.cli.evaluation_table import evaluation_table
+from cera.cli.parser import ConfigurationParser
+from cera.cli.predictions import save_predictions
+from cera.cli.suggest import with_suggestion
+from cera.cli.trainer_settings import SaveConfig, trainer_settings
+from cera.data import ChatData
+from cera.evaluation.evaluate import Evaluation, prepare
+from cera.evaluation.tasks import Task
+from cera.models.backbone import load_config
+from cera.training.module import CausalLM
+from cera.training.precision import base_dtype
+
+set_parsing_settings(subclasses_enabled=[Task])  # a dataclass, of which a configuration names a subclass
+
+
+class TrainingParser(ConfigurationParser, LightningArgumentParser):
+    """Parser of model, data and trainer; see ``ConfigurationParser``."""
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with composed files and run directories, which reports mistakes before it loads anything.
+
+    Args:
+        arguments: The command line, beginning with ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        UsageError: The command line or a configuration file is wrong; the message names the key.
+        MissingRequirement: This machine lacks something that the run needs.
+        CheckpointError: The checkpoint to start from does not exist or does not fit.
+    """
+
+    run: ChosenRun
+    checkpoints: Checkpoints | None = None
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__(
+            CausalLM,
+            ChatData,
+            save_config_callback=SaveConfig,
+            seed_everything_default=42,
+            parser_class=TrainingParser,
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+
+    # Parsing
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the run that belong neither to model, data nor trainer."""
+        parser.add_argument("--name", type=str, default="run", help="Name of the run.")
+        parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=100, help="Steps between checkpoints; 0 saves at the end only."
+        )
+        parser.add_argument(
+            "--answer_tokens", type=int, default=160, help="Length of the answers shown after a fit; 0 shows none."
+        )
+        parser.add_argument(
+            "--evaluation", type=Evaluation | None, help="Task that `test` evaluates, beside the perplexity."
+        )
+        parser.link_arguments("model.base", "data.tokenizer")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; the error for an unknown key suggests existing ones."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, ValueError) as error:
+            keys = {action.dest for p in self._subcommand_parsers.values() for action in p._actions}
+            raise UsageError(with_suggestion(str(error), sorted(keys))) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: hyperparameters come from the configuration, not from a checkpoint."""
+
+    # Before any object is made
+
+    def before_instantiate_classes(self) -> None:
+        """Check what the run needs of this machine, and choose its directory."""
+        config = self.config[self.subcommand]
+        preflight.check(config)
+        for key in ("checkpoint_every", "answer_tokens"):
+            if config[key] < 0:
+                raise UsageError(f"{key} must be zero or more, got {config[key]}.")
+        self.run = choose_run(config, str(self.subcommand))
+
+    # Objects
+
+    def instantiate_classes(self) -> None:
+        """Create model, data and trainer, and check them; no weights or data are loaded, nothing is written."""
+        try:
+            super().instantiate_classes()
+            config = self.config_init[self.subcommand]
+            check_consistency(
+                str(self.subcommand),
+                self.model,
+                self.datamodule,
+                self.trainer,
+                config.trainer.max_epochs,
+                config.evaluation,
+            )
+            if self.subcommand == "test" and config.evaluation is not None:
+                self._add_evaluation(config.evaluation)
+            trainable = self.model.check()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UsageError(str(error)) from error
+        rank_zero_info(f"{type(self.model.adapter).__name__} trains {trainable:,} parameters of {self.model.base}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Create the trainer with the callbacks and loggers of the run directory beside the configured ones."""
+        config = self.config_init[self.subcommand]
+        settings, self.checkpoints = trainer_settings(config, str(self.subcommand), self.run)
+        return super().instantiate_trainer(**kwargs, **settings)
+
+    def _add_evaluation(self, evaluation: Evaluation) -> None:
+        evaluation.task.check()
+        folder = self.run.directory / "eval" / evaluation.name
+        model = {
+            "base": self.model.base,
+            "dtype": str(base_dtype(self.trainer.precision)).removeprefix("torch."),
+            "checkpoint": self.config[self.subcommand].ckpt_path,
+        }
+        prepared = prepare(evaluation, self.model.tokenizer, folder, model, load_config(self.model.base))
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(TaskEvaluation(evaluation, prepared, folder, model, evaluation_table))
+
+    # Running
+
+    def after_fit(self) -> None:
+        """Report a resumed run that had ended already."""
+        if self.checkpoints is not None and not self.checkpoints.started:
+            rank_zero_info(f"Nothing left to do: {self.run.directory} stands at step {self.trainer.global_step}.")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Answer the held-out prompts; each answer is a line of ``predictions.jsonl``."""
+        save_predictions(self.trainer, self.trainer.predict(**kwargs) or [], self.run.directory)
+
+    # The end
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that stopped the run, in the first process; ``None`` if it ran to its end."""
+        if self.checkpoints is None or not self.trainer.is_global_zero:
+            return None
+        return self.checkpoints.stopped_by

@@ -7,7 +7,7 @@ import logging
 
 _bitsandbytes = logging.getLogger("bitsandbytes")
 _level = _bitsandbytes.level
-_bitsandbytes.setLevel(logging.ERROR)  # it misses optional CPU kernels aloud when PEFT imports it
+_bitsandbytes.setLevel(logging.ERROR)  # it logs missing optional CPU kernels when PEFT imports it
 
 from cera.adapters import (
     CeraConfig,
@@ -19,6 +19,7 @@ from cera.adapters import (
     ParallelConfig,
     ParallelModel,
     bottleneck_for,
+    register_adapter,
 )
 from cera.linearize import Linearization, linearize
 
@@ -38,4 +39,5 @@ __all__ = [
     "__version__",
     "bottleneck_for",
     "linearize",
+    "register_adapter",
 ]

@@ -1,20 +1,25 @@
-"""CeRA and module-level adapters as PEFT tuners. Plain PyTorch and PEFT: nothing here knows of Lightning or of data."""
+"""CeRA and module-level adapters as PEFT tuners. Plain PyTorch and PEFT: nothing here knows of Lightning or of data.
+
+``layer.BranchLayer.update`` has the formula, ``config`` the settings, ``branch_model`` and ``model`` the tuners.
+"""
 
 from cera.adapters.activations import ACTIVATIONS
-from cera.adapters.register import register_cera
+from cera.adapters.branch_model import BranchModel, with_current_prefix
+from cera.adapters.budget import bottleneck_for, trainable_parameters
+from cera.adapters.config import BranchConfig, CeraConfig, HoulsbyConfig, ParallelConfig
+from cera.adapters.experts import CeraExperts
+from cera.adapters.layer import BranchLayer, CeraLayer
+from cera.adapters.model import CeraModel, HoulsbyModel, ParallelModel
+from cera.adapters.module_layer import ModuleLayer
+from cera.adapters.register import register_adapter, register_cera
 
 register_cera()
 
-from cera.adapters.budget import bottleneck_for, trainable_parameters  # noqa: E402  # needs the PeftTypes
-from cera.adapters.config import CeraConfig, HoulsbyConfig, ParallelConfig  # noqa: E402
-from cera.adapters.experts import CeraExperts  # noqa: E402
-from cera.adapters.layer import BranchLayer, CeraLayer  # noqa: E402
-from cera.adapters.model import CeraModel, HoulsbyModel, ParallelModel  # noqa: E402
-from cera.adapters.module_layer import ModuleLayer  # noqa: E402
-
 __all__ = [
     "ACTIVATIONS",
+    "BranchConfig",
     "BranchLayer",
+    "BranchModel",
     "CeraConfig",
     "CeraExperts",
     "CeraLayer",
@@ -25,5 +30,7 @@ __all__ = [
     "ParallelConfig",
     "ParallelModel",
     "bottleneck_for",
+    "register_adapter",
     "trainable_parameters",
+    "with_current_prefix",
 ]

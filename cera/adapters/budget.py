@@ -1,4 +1,7 @@
-"""Adapters of equal size: the bottleneck at which a method has as many parameters as another."""
+"""Adapters of equal size: the bottleneck at which one method has as many parameters as another.
+
+bottleneck_for(trainable_parameters(CeraConfig(r=64), model), HoulsbyConfig(), model)
+"""
 
 import copy
 
@@ -9,10 +12,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 
 def trainable_parameters(config: PeftConfig, model: nn.Module | PretrainedConfig) -> int:
-    """The number of parameters that ``config`` trains, ``modules_to_save`` among them.
+    """Return the number of parameters that ``config`` trains, ``modules_to_save`` among them.
 
     Args:
-        config: Of any PEFT method.
+        config: A configuration of any PEFT method.
         model: A transformers causal language model or its configuration. Only the latter is used: the adapter is
             put on a model of that form on the meta device, without weights.
     """
@@ -24,7 +27,7 @@ def trainable_parameters(config: PeftConfig, model: nn.Module | PretrainedConfig
 
 
 def bottleneck_for(budget: int, config: PeftConfig, model: nn.Module | PretrainedConfig) -> int:
-    """The greatest ``r`` with which ``config`` trains at most ``budget`` parameters of ``model``.
+    """Return the greatest ``r`` with which ``config`` trains at most ``budget`` parameters of ``model``.
 
     Each unit of ``r`` costs the same: in + out parameters for each adapted module (one more with biases, whose out
     parameters of ``W_down`` do not depend on ``r``). So two counts give all others.
@@ -38,19 +41,20 @@ def bottleneck_for(budget: int, config: PeftConfig, model: nn.Module | Pretraine
     Raises:
         ValueError: The budget is too small for ``r = 1``, or the method's size is not linear in ``r``.
     """
-    one, two = (_at(r, config, model) for r in (1, 2))
+    smallest, next_size = (_size_at(r, config, model) for r in (1, 2))
+    step = next_size - smallest
     name = type(config).__name__
-    if budget < one:
+    if budget < smallest:
         raise ValueError(
-            f"{name} trains {one:,} parameters of this model at r=1: more than the {budget:,} of the budget."
+            f"{name} trains {smallest:,} parameters of this model at r=1: more than the {budget:,} of the budget."
         )
-    r = 1 + (budget - one) // (two - one) if two > one else 1
-    if two <= one or _at(r, config, model) != one + (r - 1) * (two - one):
-        raise ValueError(f"the number of parameters of {name} is not linear in r: no bottleneck can be told.")
+    r = 1 + (budget - smallest) // step if step > 0 else 1
+    if step <= 0 or _size_at(r, config, model) != smallest + (r - 1) * step:
+        raise ValueError(f"the number of parameters of {name} is not linear in r: there is no bottleneck for a budget.")
     return r
 
 
-def _at(r: int, config: PeftConfig, model: nn.Module | PretrainedConfig) -> int:
+def _size_at(r: int, config: PeftConfig, model: nn.Module | PretrainedConfig) -> int:
     config = copy.deepcopy(config)
     config.r = r  # type: ignore[attr-defined]
     return trainable_parameters(config, model)

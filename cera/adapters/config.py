@@ -5,28 +5,27 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from peft import PeftConfig
-from peft.utils import PeftType
 from torch import Tensor, nn
 
-from cera.adapters.activations import ACTIVATIONS
+from cera.adapters.activations import ACTIVATIONS, make_activation
+from cera.adapters.targets import Placement
 
 Granularity = Literal["weight", "module"]
 """Where CeRA lies: beside single linear layers, or beside whole attention or feed-forward modules (Table 3)."""
-Placement = Literal["attention", "ffn", "both"]
-"""Which modules of a decoder layer a module-level adapter takes."""
+ACTIVATION_HELP = f"One of {', '.join(ACTIVATIONS)}, or any name of transformers' ACT2FN."
 
 
 @dataclass
 class BranchConfig(PeftConfig):
-    """What the adapters of this package have in common: an update ``s * W_down(D(act(W_up x)))``.
+    """The settings that the adapters of this package share: an update ``s * W_down(D(act(W_up x)))``.
 
     Args:
         r: Width of the latent, the bottleneck. ``W_up`` is (r, in), ``W_down`` is (out, r).
         scaling: The scalar ``s`` on the update.
-        activation: Name of the non-linearity, one of ``cera.adapters.ACTIVATIONS``.
+        activation: Name of the non-linearity, in ``cera.adapters.ACTIVATIONS`` or transformers' ``ACT2FN``.
         dropout: Probability of dropping a latent unit, in training only, in [0, 1).
         target_modules: Names (matched as suffixes) or one regular expression of the modules to adapt. ``None``
-            takes what is usual for the method in the model's architecture.
+            takes the method's usual targets in the model's architecture.
         exclude_modules: Names or a regular expression of modules to leave alone.
         layers_to_transform: Index or indices of the layers to adapt; ``None`` adapts all.
         layers_pattern: Name of the module list the indices count in, if it has an unusual one.
@@ -40,7 +39,9 @@ class BranchConfig(PeftConfig):
     """
 
     method: ClassVar[str]
-    """The name of the ``PeftType``, added by ``cera.adapters.register``."""
+    """Name of the ``PeftType``, which ``cera.register_adapter`` adds."""
+    prefix: ClassVar[str]
+    """Beginning of the names of the adapter's weights, such as ``cera_``."""
     sequential: ClassVar[bool] = False
     """Whether a module-level adapter reads the module's output, and not its input."""
     biased: ClassVar[bool] = False
@@ -48,7 +49,7 @@ class BranchConfig(PeftConfig):
 
     r: int = field(default=64, metadata={"help": "Width of the latent (rank of both projections)."})
     scaling: float = field(default=1.0, metadata={"help": "The scalar s on the update."})
-    activation: str = field(default="silu", metadata={"help": f"One of {', '.join(ACTIVATIONS)}."})
+    activation: str = field(default="silu", metadata={"help": ACTIVATION_HELP})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the latent, in [0, 1)."})
     target_modules: list[str] | str | None = field(
         default=None,
@@ -71,7 +72,6 @@ class BranchConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType[self.method]
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT's own convention
         if isinstance(self.exclude_modules, list):
@@ -80,7 +80,7 @@ class BranchConfig(PeftConfig):
 
     @property
     def default_placement(self) -> Placement | None:
-        """Which whole modules are adapted where ``target_modules`` names none; ``None`` if they are linear layers."""
+        """The whole modules that are adapted by default; ``None`` if linear layers are adapted."""
         raise NotImplementedError
 
     def draw(self, weight: Tensor) -> None:
@@ -96,7 +96,11 @@ class BranchConfig(PeftConfig):
                 raise ValueError(f"{self._name}.rank_pattern[{name!r}] must be a positive integer, got {rank!r}.")
         self._demand("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "in [0, 1)")
         self._demand("scaling", _is_number(self.scaling) and math.isfinite(self.scaling), "a finite number")
-        self._demand_one_of("activation", tuple(ACTIVATIONS))
+        self._demand("activation", isinstance(self.activation, str), "the name of an activation")
+        try:
+            make_activation(self.activation)
+        except ValueError as error:
+            raise ValueError(f"{self._name}.activation cannot be used: {error}") from error
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
             kinds = (list, set, tuple) if name == "modules_to_save" else (list, set, tuple, str)
             value = getattr(self, name)
@@ -126,14 +130,13 @@ class CeraConfig(BranchConfig):
 
     Args:
         scaling: The scalar ``s`` on the update. The paper does not tie it to ``r`` as LoRA's alpha/r does.
-        granularity: ``"weight"`` puts a branch beside each target, a linear layer; ``None`` as ``target_modules``
-            takes what PEFT takes for LoRA in the model's architecture, queries and values in most. ``"module"``
+        granularity: ``"weight"`` puts a branch beside each target, a linear layer; ``target_modules=None`` takes
+            PEFT's targets for LoRA in the model's architecture, queries and values in most. ``"module"``
             is the ablation of Table 3: the branch lies beside a whole attention module (the default target) or
             any other module that maps hidden states to hidden states, reads its input and adds to its output.
         target_parameters: Names (matched as suffixes) of the weights of fused experts to adapt beside
             ``target_modules``, such as ``["experts.gate_up_proj", "experts.down_proj"]``; see
             ``cera.adapters.experts``. For experts only, give ``target_modules=[]``.
-
         use_dora: The hybrid that the paper leaves to future work: DoRA's magnitude on top of the branch. See
             ``cera.adapters.layer.CeraLayer.delta`` for what is normalized.
 
@@ -141,6 +144,7 @@ class CeraConfig(BranchConfig):
     """
 
     method: ClassVar[str] = "CERA"
+    prefix: ClassVar[str] = "cera_"
 
     dropout: float = field(default=0.1, metadata={"help": "Dropout on the latent, in [0, 1)."})
     granularity: Granularity = field(
@@ -153,7 +157,7 @@ class CeraConfig(BranchConfig):
 
     @property
     def default_placement(self) -> Placement | None:
-        """Attention with granularity ``"module"``."""
+        """Attention modules with granularity ``"module"``, else linear layers."""
         return "attention" if self.granularity == "module" else None
 
     def _check(self) -> None:
@@ -173,24 +177,25 @@ class HoulsbyConfig(BranchConfig):
     """Settings of Houlsby et al.'s adapter (arXiv 1902.00751; paper Table 4), after attention and feed-forward.
 
     ``h + s * (W_down D(act(W_up h + b_up)) + b_down)`` with ``h`` the output of the module, before it is added to the
-    residual stream; ``s`` is 1 in their work. They draw both projections from a normal distribution of deviation
-    0.01 (0.001 in their code) cut off at two deviations, which starts near the identity. Here ``W_up`` is drawn so and
-    ``W_down`` is zero, which starts at the identity exactly; ``init_weights=False`` is their way. They train the layer
-    norms as well, which here stay frozen unless ``modules_to_save`` names them.
+    residual stream; ``s`` is 1 in their work. They draw both projections from a normal distribution with a standard
+    deviation of 0.01 (0.001 in their code), truncated at two deviations, which starts near the identity. Here ``W_up``
+    is drawn so and ``W_down`` is zero, which starts at the identity exactly; ``init_weights=False`` draws both. They
+    train the layer norms as well, which here stay frozen unless ``modules_to_save`` names them.
 
     Args:
-        placement: Which modules are adapted where ``target_modules`` names none: both, as in their work,
-            ``"attention"`` or ``"ffn"``.
+        placement: Modules to adapt if ``target_modules`` names none: both, as in their work, ``"attention"`` or
+            ``"ffn"``.
         init_std: Standard deviation of the random weights.
 
-    The other settings are those of ``BranchConfig``. No dropout on the latent is theirs, too.
+    The other settings are those of ``BranchConfig``. As in their work, there is no dropout on the latent by default.
     """
 
     method: ClassVar[str] = "HOULSBY"
+    prefix: ClassVar[str] = "houlsby_"
     sequential: ClassVar[bool] = True
     biased: ClassVar[bool] = True
 
-    activation: str = field(default="gelu", metadata={"help": f"One of {', '.join(ACTIVATIONS)}."})
+    activation: str = field(default="gelu", metadata={"help": ACTIVATION_HELP})
     placement: Placement = field(
         default="both", metadata={"help": "Where, if target_modules is not given: attention, ffn or both."}
     )
@@ -198,11 +203,11 @@ class HoulsbyConfig(BranchConfig):
 
     @property
     def default_placement(self) -> Placement | None:
-        """As configured."""
+        """The configured ``placement``."""
         return self.placement
 
     def draw(self, weight: Tensor) -> None:
-        """Fill ``weight`` at random: normal, of deviation ``init_std``, cut off at two deviations."""
+        """Fill ``weight`` at random: normal with standard deviation ``init_std``, truncated at two deviations."""
         nn.init.trunc_normal_(weight, std=self.init_std, a=-2 * self.init_std, b=2 * self.init_std)
 
     def _check(self) -> None:
@@ -220,22 +225,23 @@ class ParallelConfig(BranchConfig):
     biases that their code adds. They find it best beside the feed-forward module, with ``s = 4``: the defaults.
 
     Args:
-        placement: Which modules are adapted where ``target_modules`` names none: ``"ffn"``, ``"attention"`` or both.
+        placement: Modules to adapt if ``target_modules`` names none: ``"ffn"``, ``"attention"`` or both.
 
     The other settings are those of ``BranchConfig``.
     """
 
     method: ClassVar[str] = "PARALLEL"
+    prefix: ClassVar[str] = "parallel_"
 
     scaling: float = field(default=4.0, metadata={"help": "The scalar s on the update."})
-    activation: str = field(default="relu", metadata={"help": f"One of {', '.join(ACTIVATIONS)}."})
+    activation: str = field(default="relu", metadata={"help": ACTIVATION_HELP})
     placement: Placement = field(
         default="ffn", metadata={"help": "Where, if target_modules is not given: attention, ffn or both."}
     )
 
     @property
     def default_placement(self) -> Placement | None:
-        """As configured."""
+        """The configured ``placement``."""
         return self.placement
 
     def _check(self) -> None:

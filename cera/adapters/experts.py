@@ -1,7 +1,7 @@
 """CeRA on the experts of a mixture of experts, which the paper names as future work.
 
 transformers keeps a layer's experts in one module, fused into 3-D parameters: ``gate_up_proj`` (E, 2 * inter, hidden)
-and ``down_proj`` (E, hidden, inter). Adding to the weight, as LoRA does there, is not open to a non-linear branch, so
+and ``down_proj`` (E, hidden, inter). LoRA adds to these weights, which a non-linear branch cannot do, so
 ``CeraExperts`` computes the experts itself, each with a branch of its own beside each adapted matrix:
 
     W[e] x  becomes  W[e] x + s * W_down[e](D(act(W_up[e] x)))          W_up: (E, r, in),  W_down: (E, out, r)
@@ -10,8 +10,8 @@ The tokens are sorted by expert and multiplied in groups, operation for operatio
 (its default). A model that is set to ``eager`` or ``batched_mm`` gets the same numbers up to rounding.
 
 Precision: PEFT keeps the adapter of a bf16 model in fp32 (``autocast_adapter_dtype=True``), and the branches' products
-with it. Under autocast, which by itself leaves grouped products alone, the branches cast to its dtype as other adapters
-do; the experts' own products stay in the dtype of their weights, as in transformers. So ``bf16-true``, with or without
+with it. Autocast leaves grouped products alone, so the branches cast to its dtype themselves, as other adapters do; the
+experts' own products stay in the dtype of their weights, as in transformers. So ``bf16-true``, with or without
 an fp32 adapter, runs the experts in bf16, and ``bf16-mixed`` (fp32 weights) runs them in fp32. In nf4 and int8
 bitsandbytes quantizes linear layers only: the experts stay as they are loaded and can be adapted.
 """
@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.integrations.moe import _grouped_mm
 
-from cera.adapters.activations import ACTIVATIONS
+from cera.adapters.activations import make_activation
 from cera.adapters.config import CeraConfig
 from cera.adapters.dropout import Dropout
 from cera.adapters.layer import Unmergeable
@@ -51,20 +51,21 @@ class ExpertBranch(nn.Module):
         self.scaling = config.scaling
         self.up = nn.Parameter(torch.empty(number, r, in_features, device=weight.device, dtype=weight.dtype))
         self.down = nn.Parameter(torch.empty(number, out_features, r, device=weight.device, dtype=weight.dtype))
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = make_activation(config.activation)
         self.dropout = Dropout(config.dropout)
         self.reset_parameters(config)
 
     def reset_parameters(self, config: CeraConfig) -> None:
-        """Each expert's as in other layers: ``W_up`` at random; ``W_down`` zero, or alike without ``init_weights``."""
+        """Draw each expert's ``W_up``; set ``W_down`` to zero, or draw it too without ``init_weights``."""
         for up in self.up.detach():
             config.draw(up)
         nn.init.zeros_(self.down)
-        for down in () if config.init_weights else self.down.detach():
-            config.draw(down)
+        if not config.init_weights:
+            for down in self.down.detach():
+                config.draw(down)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """The update of each row.
+        """Return the update of each row.
 
         Args:
             x: (n, in), sorted by expert.
@@ -108,11 +109,11 @@ class CeraExperts(Unmergeable, nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def branches(self, parameter: str) -> nn.ModuleDict:
-        """The branches beside ``parameter``, by adapter."""
+        """Return the branches beside ``parameter``, by adapter."""
         return cast(nn.ModuleDict, getattr(self, f"cera_{parameter}"))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """The weighted sum of the outputs of each token's experts, with the updates of the active adapters.
+        """Return the weighted sum of the outputs of each token's experts, with the updates of the active adapters.
 
         Args:
             hidden_states: (tokens, hidden).
@@ -143,7 +144,7 @@ class CeraExperts(Unmergeable, nn.Module, BaseTunerLayer):
         return x[order.argsort()].view(tokens, k, -1).sum(1).to(hidden_states.dtype)
 
     def _project(self, name: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
-        """``W[e] x + b[e]`` plus the updates: (n, in), sorted by ``expert`` (n,) -> (n, out)."""
+        """Return ``W[e] x + b[e]`` plus the updates: (n, in), sorted by ``expert`` (n,) -> (n, out)."""
         branches = self.branches(name)
         result = _grouped_product(x, self._weight(name), ends)
         if self.get_base_layer().has_bias:
@@ -154,35 +155,37 @@ class CeraExperts(Unmergeable, nn.Module, BaseTunerLayer):
         return result
 
     def _weight(self, name: str) -> Tensor:
-        """The base's weight as (E, in, out)."""
+        """Return the base's weight as (E, in, out)."""
         experts = self.get_base_layer()
         weight = getattr(experts, name)
         return weight if experts.is_transposed else weight.mT
 
 
 def are_experts(module: nn.Module) -> bool:
-    """Whether ``module`` is fused experts in the form of transformers' ``use_experts_implementation``."""
+    """Return whether ``module`` is fused experts in the form of transformers' ``use_experts_implementation``."""
     attributes = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate")
     return all(hasattr(module, name) for name in attributes)
 
 
 def check_experts(module: nn.Module, name: str) -> None:
-    """Raises ``ValueError`` if CeRA cannot stand beside the parameter ``name`` (its full name) of ``module``."""
-    what = f"CeraConfig.target_parameters matches {name!r} in a {type(module).__name__}"
+    """Raise ``ValueError`` if CeRA cannot stand beside the parameter ``name`` (its full name) of ``module``."""
+    context = f"CeraConfig.target_parameters matches {name!r} in a {type(module).__name__}"
     parameter = name.rpartition(".")[2]
     if not are_experts(module) or parameter not in PARAMETERS:
         raise ValueError(
-            f"{what}. CeRA adapts the parameters {', '.join(PARAMETERS)} of transformers' fused experts (modules "
+            f"{context}. CeRA adapts the parameters {', '.join(PARAMETERS)} of transformers' fused experts (modules "
             "under use_experts_implementation); linear layers are named in target_modules."
         )
     weight = getattr(module, parameter)
     if weight.ndim != 3 or not weight.is_floating_point() or weight.element_size() < 2:
-        raise ValueError(f"{what}, whose weights are {weight.dtype}. Load the model with its experts in bf16 or fp32.")
+        raise ValueError(
+            f"{context}, whose weights are {weight.dtype}. Load the model with its experts in bf16 or fp32."
+        )
     check_implementation(module)
 
 
 def check_implementation(experts: nn.Module) -> None:
-    """Raises ``ValueError`` if ``experts`` are set to be computed in a way in which there is no place for a branch."""
+    """Raise ``ValueError`` if ``experts`` use an implementation that leaves no place for a branch."""
     implementation = experts.config._experts_implementation  # type: ignore[union-attr]
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -196,7 +199,7 @@ def check_implementation(experts: nn.Module) -> None:
 
 
 def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows (n, in), sorted by expert, times each one's matrix of ``weight`` (E, in, out) -> (n, out)."""
+    """Multiply rows (n, in), sorted by expert, by their expert's matrix of ``weight`` (E, in, out) -> (n, out)."""
     # torch's kernel has no fp64, and wants rows of a multiple of 16 bytes, in the backward pass too
     aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
     if aligned and weight.dtype != torch.float64:

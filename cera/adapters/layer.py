@@ -1,4 +1,4 @@
-"""The CeRA branch around one linear layer (paper Section 3.1, Eq. 2), and what it shares with other adapters."""
+"""The branch around one frozen layer (paper Section 3.1, Eq. 2): the formula is in ``BranchLayer.update``."""
 
 from typing import Any, cast
 
@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from torch import Tensor, nn
 
-from cera.adapters.activations import ACTIVATIONS
+from cera.adapters.activations import make_activation
 from cera.adapters.config import BranchConfig
 from cera.adapters.dropout import Dropout
 
@@ -18,14 +18,14 @@ NOT_MERGEABLE = (
 
 
 class Unmergeable:
-    """What PEFT calls to merge a layer's adapters, refused; and the name that tells these layers from PEFT's."""
+    """A layer whose adapters cannot be merged: what PEFT calls to merge raises ``NotImplementedError``."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raises ``NotImplementedError``: there is no such matrix."""
+        """Raise ``NotImplementedError``: no matrix equals a non-linear update."""
         raise NotImplementedError(NOT_MERGEABLE)
 
     def unmerge(self) -> None:
-        """Raises ``NotImplementedError``: nothing can have been merged."""
+        """Raise ``NotImplementedError``: nothing can have been merged."""
         raise NotImplementedError(NOT_MERGEABLE)
 
     def __repr__(self) -> str:
@@ -35,17 +35,18 @@ class Unmergeable:
 class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
     """A frozen layer with any number of adapters, by name, that each add ``s * W_down(D(act(W_up x)))``.
 
+    The weights are registered as ``PREFIXup``, ``PREFIXdown`` and ``PREFIXmagnitude``, where the prefix is that of the
+    adapter's method (``cera_``, ``houlsby_``, ``parallel_``). The properties ``branch_up``, ``branch_down``, ... give
+    the same modules for every method.
+
     Args:
-        base_layer: What is adapted.
-        adapter_name: The first adapter.
-        r: Its latent width.
+        base_layer: The layer to adapt.
+        adapter_name: Name of the first adapter.
+        r: Latent width of the first adapter.
         config: Its settings.
         in_features: Width of what the branch reads.
         out_features: Width of what it adds to.
     """
-
-    adapter_layer_names = ("cera_up", "cera_down", "cera_magnitude")
-    other_param_names = ("r", "scaling", "cera_activation", "cera_dropout")
 
     def __init__(
         self,
@@ -62,33 +63,59 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
         self.out_features = out_features
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
-        self.cera_up = nn.ModuleDict()
-        self.cera_activation = nn.ModuleDict()
-        self.cera_dropout = nn.ModuleDict()
-        self.cera_down = nn.ModuleDict()
-        self.cera_magnitude = nn.ParameterDict()  # of the hybrid with DoRA only
+        self._names = {part: config.prefix + part for part in ("up", "activation", "dropout", "down", "magnitude")}
+        self.adapter_layer_names = tuple(self._names[part] for part in ("up", "down", "magnitude"))
+        self.other_param_names = ("r", "scaling", self._names["activation"], self._names["dropout"])
+        for part in ("up", "activation", "dropout", "down"):
+            self.register_module(self._names[part], nn.ModuleDict())
+        self.register_module(self._names["magnitude"], nn.ParameterDict())  # used by the hybrid with DoRA only
         self._disable_adapters = False
         self.merged_adapters = []
         self._active_adapter = adapter_name
         self.training = base_layer.training
         self.update_layer(adapter_name, r, config)
 
+    @property
+    def branch_up(self) -> nn.ModuleDict:
+        """``W_up`` (r, in_features) of each adapter, as ``nn.Linear``."""
+        return cast(nn.ModuleDict, self._modules[self._names["up"]])
+
+    @property
+    def branch_activation(self) -> nn.ModuleDict:
+        """The activation of each adapter."""
+        return cast(nn.ModuleDict, self._modules[self._names["activation"]])
+
+    @property
+    def branch_dropout(self) -> nn.ModuleDict:
+        """The dropout on the latent of each adapter."""
+        return cast(nn.ModuleDict, self._modules[self._names["dropout"]])
+
+    @property
+    def branch_down(self) -> nn.ModuleDict:
+        """``W_down`` (out_features, r) of each adapter, as ``nn.Linear``."""
+        return cast(nn.ModuleDict, self._modules[self._names["down"]])
+
+    @property
+    def branch_magnitude(self) -> nn.ParameterDict:
+        """The magnitude (out_features,) of each adapter that is a hybrid with DoRA."""
+        return cast(nn.ParameterDict, self._modules[self._names["magnitude"]])
+
     def update_layer(self, adapter_name: str, r: int, config: BranchConfig) -> None:
         """Add (or replace) the adapter ``adapter_name`` with latent width ``r``."""
         self.r[adapter_name] = r
         self.scaling[adapter_name] = config.scaling
-        self.cera_up[adapter_name] = nn.Linear(self.in_features, r, bias=config.biased)
-        self.cera_activation[adapter_name] = ACTIVATIONS[config.activation]()
-        self.cera_dropout[adapter_name] = Dropout(config.dropout)
-        self.cera_down[adapter_name] = nn.Linear(r, self.out_features, bias=config.biased)
-        self.reset_cera_parameters(adapter_name, config)
-        self.cera_dropout[adapter_name].train(self.training)  # an adapter added to a model in eval mode must not drop
+        self.branch_up[adapter_name] = nn.Linear(self.in_features, r, bias=config.biased)
+        self.branch_activation[adapter_name] = make_activation(config.activation)
+        self.branch_dropout[adapter_name] = Dropout(config.dropout)
+        self.branch_down[adapter_name] = nn.Linear(r, self.out_features, bias=config.biased)
+        self.reset_branch_parameters(adapter_name, config)
+        self.branch_dropout[adapter_name].train(self.training)  # an adapter added to a model in eval mode must not drop
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def reset_cera_parameters(self, adapter_name: str, config: BranchConfig) -> None:
-        """``W_up`` as ``config`` draws; ``W_down`` zero, or drawn alike without ``init_weights``; biases zero."""
-        up, down = (cast(nn.Linear, branch[adapter_name]) for branch in (self.cera_up, self.cera_down))
+    def reset_branch_parameters(self, adapter_name: str, config: BranchConfig) -> None:
+        """Draw ``W_up``; set ``W_down`` to zero, or draw it too without ``init_weights``; set biases to zero."""
+        up, down = (cast(nn.Linear, branch[adapter_name]) for branch in (self.branch_up, self.branch_down))
         # Under ZeRO-3 the parameters may be partitioned already: writing to a placeholder would be lost in silence.
         with gather_params_ctx([*up.parameters(), *down.parameters()]):  # type: ignore[list-item]
             config.draw(up.weight)
@@ -101,32 +128,33 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
                 nn.init.zeros_(down.bias)
 
     def update(self, x: Tensor, adapter_name: str) -> Tensor:
-        """The adapter's output, ``s * W_down(D(act(W_up x)))``.
+        """Return the adapter's output, ``s * W_down(D(act(W_up x)))``.
 
         Args:
-            x: What the branch reads, (..., in_features), any floating dtype.
-            adapter_name: Which adapter.
+            x: Input of the branch, (..., in_features), any floating dtype.
+            adapter_name: Name of the adapter.
 
         Returns:
             (..., out_features), in the dtype of the adapter's weights, or autocast's.
         """
-        up = cast(nn.Linear, self.cera_up[adapter_name])
+        up = cast(nn.Linear, self.branch_up[adapter_name])
         dtype = up.weight.dtype
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):  # which casts without a way through fp32
+        # autocast casts x itself; casting here would add a copy in fp32
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             x = self._cast_input_dtype(x, dtype)
-        latent = self.cera_activation[adapter_name](up(x))
-        dropout = self.cera_dropout[adapter_name]
-        if dropout.training:  # else it does nothing, for a tenth of what the branch of one token takes
+        latent = self.branch_activation[adapter_name](up(x))
+        dropout = self.branch_dropout[adapter_name]
+        if dropout.training:  # skipping the call in eval mode saves a tenth of the branch's time for one token
             latent = dropout(latent)
-        update, scaling = self.cera_down[adapter_name](latent), self.scaling[adapter_name]
+        update, scaling = self.branch_down[adapter_name](latent), self.scaling[adapter_name]
         return update if scaling == 1 else update * scaling  # 1 is the default, and a pass over the output each way
 
     def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
-        """What an adapter adds to ``base``, the base layer's output for ``x``: its update, unless it is a hybrid."""
+        """Return what an adapter adds to ``base``, the base layer's output for ``x``: its update, unless a hybrid."""
         return self.update(x, adapter_name)
 
     def add_updates(self, x: Tensor, result: Tensor, adapter_names: list[str] | None) -> Tensor:
-        """``result`` plus the updates of the active adapters, all of which read ``x``.
+        """Return ``result`` plus the updates of the active adapters, all of which read ``x``.
 
         Args:
             x: (batch, ..., in_features).
@@ -143,11 +171,12 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
             return result
         base = result
         for name in self.active_adapters:
-            if name in self.cera_up:
+            if name in self.branch_up:
                 result = result + self.delta(x, base, name).to(result.dtype)
         return result
 
     def _mixed_batch(self, x: Tensor, result: Tensor, adapter_names: list[str]) -> Tensor:
+        """Return ``result`` plus each row's own adapter's update, by one gather and one scatter."""
         if len(adapter_names) != len(x):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -158,13 +187,13 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
         rows = {
             name: [i for i, other in enumerate(adapter_names) if other == name]
             for name in dict.fromkeys(adapter_names)
-            if name in self.cera_up
+            if name in self.branch_up
         }
         if not rows:
             return result
-        order = torch.tensor([i for of in rows.values() for i in of], device=x.device)
-        sizes = [len(of) for of in rows.values()]
-        bases = result[order].split(sizes) if self.cera_magnitude else [result] * len(rows)  # only hybrids look at it
+        order = torch.tensor([i for numbers in rows.values() for i in numbers], device=x.device)
+        sizes = [len(numbers) for numbers in rows.values()]
+        bases = result[order].split(sizes) if self.branch_magnitude else [result] * len(rows)  # only hybrids read it
         parts = zip(x[order].split(sizes), bases, rows, strict=True)
         updates = torch.cat([self.delta(*part) for part in parts])
         return result.index_add(0, order, updates.to(result.dtype))
@@ -174,7 +203,7 @@ class CeraLayer(BranchLayer):
     """A frozen linear layer with any number of CeRA adapters beside it, by name.
 
     Wraps ``torch.nn.Linear``, transformers' ``Conv1D`` and the quantized linears of bitsandbytes: the branch reads
-    the layer's input and adds to its output, and so need not know how the base stores its weight.
+    the layer's input and adds to its output, and so does not depend on how the base stores its weight.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, r: int, config: BranchConfig) -> None:
@@ -183,21 +212,24 @@ class CeraLayer(BranchLayer):
         super().__init__(base_layer, adapter_name, r, config, in_features, out_features)
 
     def update_layer(self, adapter_name: str, r: int, config: BranchConfig) -> None:
-        """As ``BranchLayer.update_layer``; the hybrid's magnitude starts as the rows' norms, which changes nothing."""
-        if adapter_name in self.cera_magnitude:
-            del self.cera_magnitude[adapter_name]
+        """Add an adapter; see ``BranchLayer.update_layer``.
+
+        The magnitude of a hybrid starts as the norms of the weight's rows, which changes nothing.
+        """
+        if adapter_name in self.branch_magnitude:
+            del self.branch_magnitude[adapter_name]
         hybrid = getattr(config, "use_dora", False)
         if hybrid:
-            self.cera_magnitude[adapter_name] = nn.Parameter(torch.empty(self.out_features))
+            self.branch_magnitude[adapter_name] = nn.Parameter(torch.empty(self.out_features))
         super().update_layer(adapter_name, r, config)
         if hybrid:
-            magnitude = cast(nn.Parameter, self.cera_magnitude[adapter_name])
-            read = (self.get_base_layer(), self.cera_up[adapter_name], self.cera_down[adapter_name])
+            magnitude = cast(nn.Parameter, self.branch_magnitude[adapter_name])
+            read = (self.get_base_layer(), self.branch_up[adapter_name], self.branch_down[adapter_name])
             with torch.no_grad(), gather_params_ctx([magnitude, *(p for module in read for p in module.parameters())]):
                 magnitude.copy_(self._norms(adapter_name))
 
     def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
-        """The update; of a hybrid with DoRA (Liu et al. 2024), what makes ``base`` the hybrid's output.
+        """Return the update; for a hybrid with DoRA (Liu et al. 2024), what makes ``base`` the hybrid's output.
 
         DoRA's output is ``m / n * (W0 + s B A) x`` with a trained magnitude ``m`` for each output and ``n`` the norms
         of the rows of ``W0 + s B A``, taken as constants in the backward pass (its Section 4.3). A branch that is not
@@ -205,43 +237,43 @@ class CeraLayer(BranchLayer):
 
             m / n * (W0 x + s W_down D(act(W_up x))),    n_i = ||(W0 + s W_down W_up)_i||
 
-        so the norms are those of the branch without activation and dropout, a stand-in that needs no data and that
-        makes it DoRA exactly where the activation is the identity and dropout 0. The bias stays outside, as in DoRA.
-        What rises above the linear branch's norm is thus not normalized away: ``m`` scales direction and update alike.
+        so the norms are those of the branch without activation and dropout. This needs no data, and makes the hybrid
+        DoRA exactly where the activation is the identity and dropout 0. The bias stays outside, as in DoRA. What rises
+        above the linear branch's norm is not normalized away: ``m`` scales direction and update alike.
 
         Args:
             x: (batch, ..., in_features).
             base: The base layer's output, (batch, ..., out_features).
-            adapter_name: Which adapter.
+            adapter_name: Name of the adapter.
 
         Returns:
             (batch, ..., out_features).
         """
         update = self.update(x, adapter_name)
-        if adapter_name not in self.cera_magnitude:
+        if adapter_name not in self.branch_magnitude:
             return update
-        magnitude = self.cera_magnitude[adapter_name]
+        magnitude = self.branch_magnitude[adapter_name]
         scale = magnitude / self._norms(adapter_name).to(magnitude.dtype)
         bias = getattr(self.get_base_layer(), "bias", None)
         return (scale - 1) * (base if bias is None else base - bias) + scale * update
 
     @torch.no_grad()
     def _norms(self, adapter_name: str) -> Tensor:
-        """Norms of the rows of ``W0 + s W_down W_up``, (out_features,), computed in fp32.
+        """Return the norms of the rows of ``W0 + s W_down W_up``, (out_features,), computed in fp32.
 
         Within ``forward`` ZeRO-3 itself gathers what is read here, as it does for any weight of another module, and
-        keeps it until the end of this one.
+        holds it until the end of the layer's forward.
         """
         linear = self.get_base_layer()
-        up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.cera_up, self.cera_down))
+        up, down = (cast(nn.Linear, branch[adapter_name]).weight for branch in (self.branch_up, self.branch_down))
         weight = dequantize_module_weight(linear).float()
         if weight.shape != (self.out_features, self.in_features):
-            weight = weight.T  # Conv1D keeps (in, out)
+            weight = weight.T  # Conv1D stores (in, out)
         product = down.float() @ up.float() * self.scaling[adapter_name]
         return torch.linalg.vector_norm(weight + product.to(weight.device), dim=1).to(down.dtype)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
-        """``W0 x`` plus the updates of the active adapters.
+        """Return ``W0 x`` plus the updates of the active adapters.
 
         Args:
             x: (batch, ..., in_features).

@@ -14,18 +14,18 @@ class ModuleLayer(BranchLayer):
     """A frozen module that maps hidden states to hidden states, with any number of adapters by name.
 
     A parallel branch (module-level CeRA, He et al.) reads the module's input, a sequential one (Houlsby et al.) its
-    output; either adds to the output. Of several active adapters each reads the same hidden states, and the updates
-    add up, whatever their order. All else that the module takes and returns, such as masks, caches and attention
-    weights, passes through, and its public attributes can be read here, so that the parent and transformers see the
-    module that they know.
+    output; both add to the output. Several active adapters read the same hidden states, and their updates add up in
+    any order. Everything else that the module takes and returns, such as masks, caches and attention weights, passes
+    through, and the module's public attributes can be read here, so that its parent and transformers can use this
+    layer in its place.
 
     Args:
-        base_layer: Called with hidden states (batch, length, width), as its first argument or ``hidden_states``;
-            returns such, or a tuple that begins with them.
-        adapter_name: The first adapter.
-        r: Its latent width.
+        base_layer: The module. It is called with hidden states (batch, length, width) as its first argument or as
+            ``hidden_states``, and returns hidden states or a tuple that begins with them.
+        adapter_name: Name of the first adapter.
+        r: Latent width of the first adapter.
         config: Its settings.
-        width: Of the hidden states.
+        width: Width of the hidden states.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, r: int, config: BranchConfig, width: int) -> None:
@@ -33,18 +33,18 @@ class ModuleLayer(BranchLayer):
         self.sequential = config.sequential
 
     def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
-        """The module's output, the updates of the active adapters added to its hidden states.
+        """Return the module's output, with the updates of the active adapters added to its hidden states.
 
         Args:
-            args: The module's own, as ``kwargs``.
+            args: Positional arguments of the module; ``kwargs`` are its keyword arguments.
             adapter_names: One name per row of the batch, for a batch of mixed adapters at inference;
                 ``"__base__"`` stands for no adapter.
 
         Returns:
-            What the module returns: hidden states (batch, length, width) or a tuple that begins with them.
+            Hidden states (batch, length, width), or a tuple that begins with them.
 
         Raises:
-            TypeError: There are no hidden states in the call.
+            TypeError: The call has no hidden states.
         """
         if not args and "hidden_states" not in kwargs:
             raise TypeError(
@@ -58,7 +58,7 @@ class ModuleLayer(BranchLayer):
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-        """Of the first weight inside the module: it has none of its own."""
+        """Return device and dtype of the first weight inside the module, which has none of its own."""
         for module in base_layer.modules():
             if not isinstance(module, BaseTunerLayer):
                 device, dtype = super()._get_base_layer_device_and_dtype(module)
@@ -67,7 +67,7 @@ class ModuleLayer(BranchLayer):
         return None, None
 
     def __getattr__(self, name: str) -> Tensor | nn.Module | Any:
-        """What is not here, but is public in the wrapped module."""
+        """Return a public attribute of the wrapped module that this layer does not have."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -1,14 +1,74 @@
-"""Makes CeRA and the adapters beside it known to PEFT, once, when ``cera`` is imported.
+"""Registers tuners as PEFT methods: those of this package when ``cera`` is imported, and those of your own.
 
-``register_peft_method`` takes only names that are in the ``PeftType`` enum, which has no public way to grow.
-This is the one place that reaches into it; ``tests/test_register.py`` holds it against the installed PEFT.
+``peft.utils.register_peft_method`` accepts only names in the ``PeftType`` enum, which has no public way to grow.
+``add_peft_type`` is the one place that reaches into it; ``tests/adapters/test_register.py`` holds it against the
+installed PEFT.
 """
 
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
+
+Config = TypeVar("Config", bound=PeftConfig)
+
+
+def register_adapter(model: type[BaseTuner], method: str | None = None) -> Callable[[type[Config]], type[Config]]:
+    """Return a decorator that registers a configuration class and its tuner as a PEFT method.
+
+    The adapter then trains by class path, is measured, saved and loaded like any other. A complete file, for a branch
+    with a cubic activation::
+
+        # cubic.py
+        from dataclasses import dataclass
+        from typing import ClassVar
+
+        import cera
+        from cera.adapters import BranchConfig, BranchModel
+
+        class CubicModel(BranchModel):
+            prefix = "cubic_"
+
+        @cera.register_adapter(CubicModel)
+        @dataclass
+        class CubicConfig(BranchConfig):
+            prefix: ClassVar[str] = "cubic_"
+            ...
+
+    Commands find it in a run directory by the class path in ``config.yaml``. Before a bare adapter directory is
+    loaded, its module must be imported.
+
+    Args:
+        model: The tuner. Its ``prefix`` begins the names of the adapter's weights, and no other method has it.
+        method: Name of the method in ``adapter_config.json``, in upper case; by default the name of the configuration
+            class without ``Config``.
+
+    Raises:
+        KeyError: Another class has registered the method or the prefix.
+        ValueError: The method's name is not in upper case, or ``model`` has no prefix.
+    """
+
+    def register(config: type[Config]) -> type[Config]:
+        name = method or getattr(config, "method", None) or config.__name__.removesuffix("Config").upper()
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*[A-Z0-9]", name):
+            raise ValueError(f"register_adapter: method must be in upper case, such as 'CUBIC', got {name!r}.")
+        peft_type = add_peft_type(name)
+        if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type) is config:
+            return config
+        register_peft_method(name=name.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
+        config.method = name  # type: ignore[attr-defined]
+        _set_peft_type(config, peft_type)
+        return config
+
+    return register
 
 
 def add_peft_type(name: str) -> PeftType:
-    """Add ``name`` to the ``PeftType`` enum and return the member; a name that is there already is returned as is."""
+    """Add ``name`` to the ``PeftType`` enum and return the member; a name that exists is returned as it is."""
     if name in PeftType.__members__:
         return PeftType[name]
     member = str.__new__(PeftType, name)
@@ -24,12 +84,21 @@ def add_peft_type(name: str) -> PeftType:
 
 def register_cera() -> None:
     """Register the tuners of this package as PEFT methods. Calling it again changes nothing."""
-    if "CERA" in PeftType.__members__:
-        return
-    for name in ("CERA", "HOULSBY", "PARALLEL"):
-        add_peft_type(name)
     from cera.adapters.config import CeraConfig, HoulsbyConfig, ParallelConfig
     from cera.adapters.model import CeraModel, HoulsbyModel, ParallelModel
 
-    for config, model in ((CeraConfig, CeraModel), (HoulsbyConfig, HoulsbyModel), (ParallelConfig, ParallelModel)):
-        register_peft_method(name=config.method.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
+    register_adapter(CeraModel)(CeraConfig)
+    register_adapter(HoulsbyModel)(HoulsbyConfig)
+    register_adapter(ParallelModel)(ParallelConfig)
+
+
+def _set_peft_type(config: type[Any], peft_type: PeftType) -> None:
+    """Let instances of ``config`` have ``peft_type``, as PEFT's own configurations do in ``__post_init__``."""
+    after_init = config.__post_init__
+
+    def __post_init__(self: Any) -> None:
+        self.peft_type = peft_type
+        after_init(self)
+        self.peft_type = peft_type
+
+    config.__post_init__ = __post_init__

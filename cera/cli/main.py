@@ -45,7 +45,8 @@ COMMANDS = {
 
 EPILOG = """\
 `cera COMMAND --help` explains a command. Configurations that come with the package are named cera://NAME, such as
-cera://smol_cera, which trains a small Llama on a CPU."""
+cera://smol_cera, which trains a small Llama on a CPU. `--import MODULE` first imports a module of your own, such as one
+that registers an adapter."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # class paths may name modules of the user's own
     try:
+        rest = _import_modules(rest)
+    except ImportError as error:
+        print(f"error: --import: {error}", file=sys.stderr)
+        return 2
+    try:
         return importlib.import_module(command.module).main(rest)
     except ModuleNotFoundError as error:
         extra = extra_of(error.name and error.name.partition(".")[0], command.extra)
@@ -66,6 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {missing(f'`cera {name}`', str(error.name).partition('.')[0], extra)}", file=sys.stderr)
         return 2
+
+
+def _import_modules(arguments: list[str]) -> list[str]:
+    """Import the modules that ``--import MODULE`` names, and return the other arguments.
+
+    A module can register an adapter, an activation or a measure of the user's own before a command needs it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--import", dest="modules", action="append", default=[])
+    options, others = parser.parse_known_args(arguments)
+    for module in options.modules:
+        importlib.import_module(module)
+    return others
 
 
 def _parser() -> argparse.ArgumentParser:

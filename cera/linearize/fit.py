@@ -96,7 +96,7 @@ def linearize(
     updates = [
         LayerUpdate(base_name(name), layer, adapter)
         for name, layer in model.named_modules()
-        if isinstance(layer, CeraLayer) and adapter in layer.cera_up
+        if isinstance(layer, CeraLayer) and adapter in layer.branch_up
     ]
     size = layers_at_a_time or len(updates)
     was_training = model.training

@@ -28,9 +28,9 @@ class LayerUpdate:
 
     def __init__(self, name: str, layer: CeraLayer, adapter: str) -> None:
         self.name, self.layer = name, layer
-        self.activation = layer.cera_activation[adapter]
-        self.up = cast(nn.Linear, layer.cera_up[adapter]).weight.detach()
-        down = cast(nn.Linear, layer.cera_down[adapter]).weight.detach()
+        self.activation = layer.branch_activation[adapter]
+        self.up = cast(nn.Linear, layer.branch_up[adapter]).weight.detach()
+        down = cast(nn.Linear, layer.branch_down[adapter]).weight.detach()
         self.basis, right = torch.linalg.qr(down.double())
         self.right = right * layer.scaling[adapter]
 

@@ -5,6 +5,7 @@ Example:
 """
 
 import hashlib
+import importlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 import cera.adapters  # noqa: F401  # makes CeRA's adapter files loadable
 from cera.models.backbone import Quantization, load_model
@@ -46,7 +48,7 @@ class SavedAdapter:
             base: Base model to use instead of the one that the adapter names.
 
         Raises:
-            AdapterError: The directory holds no adapter.
+            AdapterError: The directory holds no adapter, or one of a method that no imported module has registered.
         """
         path = Path(path)
         run = path / "config.yaml"
@@ -56,9 +58,10 @@ class SavedAdapter:
                 f"{path} is a run without adapter/" if run.is_file() else f"{path} holds neither a run nor an adapter"
             )
             raise AdapterError(f"{where} (looked for config.yaml and {folder / 'adapter_config.json'}).")
-        quantization = yaml.safe_load(run.read_text())["model"].get("quantization") if run.is_file() else None
-        named = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        return cls(folder, base or named, quantization)
+        model = yaml.safe_load(run.read_text())["model"] if run.is_file() else {}
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        _import_method(folder, settings["peft_type"], model.get("adapter", {}).get("class_path"))
+        return cls(folder, base or settings["base_model_name_or_path"], model.get("quantization"))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -84,3 +87,28 @@ class SavedAdapter:
             backbone = backbone.to(device)
         model = PeftModel.from_pretrained(backbone, str(self.folder), autocast_adapter_dtype=False)
         return model.eval()
+
+
+def _import_method(folder: Path, method: str, class_path: str | None) -> None:
+    """Import the module that registers an adapter's method with PEFT; see ``cera.register_adapter``.
+
+    Args:
+        folder: Directory of the adapter, for the error message.
+        method: ``peft_type`` of the adapter.
+        class_path: Class path of its configuration, which a run directory records.
+
+    Raises:
+        AdapterError: The method is unknown, and no module that registers it can be imported.
+    """
+    reason = f"{folder} holds an adapter of the method {method!r}, which is not registered with PEFT"
+    if method not in PEFT_TYPE_TO_CONFIG_MAPPING and class_path is not None:
+        module = class_path.rpartition(".")[0]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise AdapterError(f"{reason}, and its module {module!r} cannot be imported: {error}.") from error
+    if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise AdapterError(
+            f"{reason}. Import the module that registers it first: `cera COMMAND --import MODULE ...` or, in code, "
+            "before the adapter is loaded."
+        )

@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from cera.adapters import CeraExperts
+from cera.adapters import BranchLayer, CeraExperts
 from cera.spectral import SpectrumAccumulator, weight_spectrum
 from cera.spectral.files import Quantity
 from cera.spectral.layer_names import base_name
@@ -96,9 +96,9 @@ def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
 
 def _branch(name: str, layer: Any, adapter: str) -> Branch:
     rank = layer.r.get(adapter) if isinstance(getattr(layer, "r", None), dict) else None
-    if adapter in getattr(layer, "cera_magnitude", {}):
-        return Branch(name, lambda receive: _difference(layer, receive), rank)
-    if adapter in getattr(layer, "cera_down", {}):
+    if isinstance(layer, BranchLayer):
+        if adapter in layer.branch_magnitude:
+            return Branch(name, lambda receive: _difference(layer, receive), rank)
         return _cera(name, layer, adapter)
     if adapter in getattr(layer, "lora_E", {}):
         return _adalora(name, layer, adapter)
@@ -118,7 +118,7 @@ def _branch(name: str, layer: Any, adapter: str) -> Branch:
 
 
 def _cera(name: str, layer: Any, adapter: str) -> Branch:
-    activation, up, down = (getattr(layer, f"cera_{part}")[adapter] for part in ("activation", "up", "down"))
+    activation, up, down = (part[adapter] for part in (layer.branch_activation, layer.branch_up, layer.branch_down))
 
     def receive_with_ones(receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         return receive if down.bias is None else lambda z: receive(_append(z, torch.ones_like(z[..., 0])))

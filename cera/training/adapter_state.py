@@ -11,6 +11,7 @@ from typing import Any
 
 from peft import PeftConfig
 
+from cera.adapters import BranchModel, with_current_prefix
 from cera.runs.checkpoints import CheckpointError, differences
 
 
@@ -26,6 +27,18 @@ def identity(base: str, adapter: PeftConfig, recipe: dict[str, Any]) -> str:
     del settings["peft_version"]
     resolved = str(Path(base).resolve()) if Path(base).exists() else base
     return json.dumps({**settings, **recipe, "base": resolved}, sort_keys=True, default=str)
+
+
+def rename_weights(checkpoint: dict[str, Any], tuner: object) -> None:
+    """Give the weights of a checkpoint of an earlier version the names that they have today.
+
+    Args:
+        checkpoint: As Lightning loads it; its ``state_dict`` is replaced.
+        tuner: The PEFT tuner that holds the adapter.
+    """
+    if isinstance(tuner, BranchModel) and "state_dict" in checkpoint:
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {with_current_prefix(name, tuner.prefix): w for name, w in weights.items()}
 
 
 def check_checkpoint(checkpoint: dict[str, Any], expected: str, names: Collection[str]) -> None:

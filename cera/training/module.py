@@ -311,6 +311,7 @@ class CausalLM(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what ``on_save_checkpoint`` added; raise ``CheckpointError`` for a checkpoint of another run."""
+        adapter_state.rename_weights(checkpoint, getattr(self.model, "base_model", None))
         adapter_state.check_checkpoint(checkpoint, self._identity(), self.trainable())
         self.base_perplexity = checkpoint["cera"]["base_perplexity"]
         if self.rank_schedule is not None:

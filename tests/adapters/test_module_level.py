@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import cera
 from cera import CeraConfig, CeraLayer, HoulsbyConfig, ModuleLayer, ParallelConfig, bottleneck_for
 from cera.adapters import trainable_parameters
-from cera.adapters.placement import MODULES, default_targets
+from cera.adapters.targets import MODULES, default_targets
 from cera.models.backbone import build_skeleton, load_config, load_model
 from cera.runs.finished import curve
 from cera.spectral.command import measure
@@ -50,6 +50,13 @@ ADAPTERS = {
 }
 PLACES = {name: [m for m, w in (("self_attn", "attention"), ("mlp", "ffn")) if name.endswith((w, "both", "houlsby"))]
           for name in ADAPTERS}  # fmt: skip
+PREFIXES = ("cera_", "houlsby_", "parallel_")
+
+
+def is_adapter_weight(name: str) -> bool:
+    return any(prefix in name for prefix in PREFIXES)
+
+
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
 every_adapter = pytest.mark.parametrize("name", ADAPTERS)
 
@@ -84,7 +91,7 @@ def disturb(model, adapter="default"):
     """As after training: no weight of the adapter, and no bias, is what it was initialized to."""
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if "cera_" in parameter_name and f".{adapter}." in parameter_name:
+            if is_adapter_weight(parameter_name) and f".{adapter}." in parameter_name:
                 parameter += 0.1 * torch.randn_like(parameter)
     return model
 
@@ -126,7 +133,7 @@ def reference(model, name):
     found = layers(model)
     assert set(found) == {f"model.layers.{i}.{place}" for i in (0, 1) for place in PLACES[name]}
     for module, layer in found.items():
-        up, down = layer.cera_up["default"], layer.cera_down["default"]
+        up, down = layer.branch_up["default"], layer.branch_down["default"]
         hook = add((up.weight, up.bias, down.weight, down.bias))
         base.get_submodule(module).register_forward_hook(hook, with_kwargs=True)
     return base
@@ -136,7 +143,9 @@ def reference(model, name):
 def test_outputs_and_gradients_are_those_of_the_formula(name):
     model = adapted(name)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    assert all(("bias" in n) <= (config(name).method == "HOULSBY") for n, p in model.named_parameters() if "cera_" in n)
+    assert all(
+        ("bias" in n) <= (config(name).method == "HOULSBY") for n, p in model.named_parameters() if is_adapter_weight(n)
+    )
     outputs = [m(input_ids=INPUT_IDS, labels=INPUT_IDS) for m in (model, reference(model, name))]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
     assert not torch.allclose(outputs[0].logits, logits(llama()), atol=1e-2)
@@ -158,14 +167,14 @@ def test_a_new_adapter_is_an_exact_no_op(tiny_llama, name, dtype, training):
 
 def test_houlsbys_weights_start_near_zero():
     layer = ModuleLayer(nn.Sequential(nn.Linear(300, 300)), "one", 200, HoulsbyConfig(init_weights=False), 300)
-    for linear in (layer.cera_up["one"], layer.cera_down["one"]):
+    for linear in (layer.branch_up["one"], layer.branch_down["one"]):
         # a normal distribution cut off at two deviations has 0.88 of its deviation
         assert linear.weight.std().item() == pytest.approx(0.0088, rel=0.02)
         assert 0.0195 < linear.weight.abs().max() <= 0.02
         assert not linear.bias.any()
     layer.update_layer("two", 200, HoulsbyConfig())
-    assert layer.cera_up["two"].weight.std().item() == pytest.approx(0.0088, rel=0.02)
-    assert not layer.cera_down["two"].weight.any()
+    assert layer.branch_up["two"].weight.std().item() == pytest.approx(0.0088, rel=0.02)
+    assert not layer.branch_down["two"].weight.any()
 
 
 def test_dropout_is_on_the_latent_and_in_training_only():
@@ -515,7 +524,7 @@ def test_families(model_type, tmp_path):
         assert len(layers(model)) == 2 * len(places)  # none in a tower for images, none in an expert
         assert torch.equal(logits(model, ids), expected)
         model.train()(input_ids=ids, labels=ids).loss.backward()
-        down = [p.grad for n, p in model.named_parameters() if "cera_down" in n]
+        down = [p.grad for n, p in model.named_parameters() if "_down" in n]
         assert all(gradient.any() for gradient in down)
         disturb(model).eval().save_pretrained(tmp_path / method.__name__)
         loaded = PeftModel.from_pretrained(tiny(model_type), tmp_path / method.__name__).eval()
@@ -688,7 +697,7 @@ def test_spectra_are_those_of_the_output_minus_the_bases(tiny_llama, name):
 
     layer.base_layer.register_forward_hook(keep("base"))
     layer.register_forward_hook(keep("all"))
-    layer.cera_activation["default"].register_forward_hook(keep("latent"))
+    layer.branch_activation["default"].register_forward_hook(keep("latent"))
     logits(model, batch["input_ids"], position_ids=batch["position_ids"])
     for quantity, rows in (("update", seen["all"] - seen["base"]), ("latent", seen["latent"])):
         expected = np.linalg.svd(rows[mask].double().numpy(), compute_uv=False)
@@ -705,7 +714,7 @@ def test_linear_module_level_cera_has_a_weight(tiny_llama):
     branch = find_branches(model)[0]
     assert branch.name == "model.layers.0.self_attn"
     layer = next(iter(layers(model).values()))
-    torch.testing.assert_close(0.5 * branch.down @ branch.up, 0.5 * layer.cera_down["default"].weight @ branch.up)
+    torch.testing.assert_close(0.5 * branch.down @ branch.up, 0.5 * layer.branch_down["default"].weight @ branch.up)
     assert math.prod(branch.up.shape) == 4 * 64
     biased = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config("houlsby", activation="identity"))
     assert find_branches(biased)[0].up is None
@@ -733,5 +742,5 @@ def test_zero3_in_two_processes_equals_one(tiny_llama, tmp_path, name):
     assert values[-1] < values[0]
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), together / "adapter")
     assert len(layers(loaded)) == 4 * len(PLACES[name])
-    assert all(p.any() for n, p in loaded.named_parameters() if "cera_" in n)
+    assert all(p.any() for n, p in loaded.named_parameters() if is_adapter_weight(n))
     run([*command(tiny_llama, tmp_path / "two", *options, *two("zero3")), "--ckpt_path=last"])

@@ -30,7 +30,7 @@ COMMANDS = {
     "train": Command("cera.cli.train", "train", "train, validate, test or predict from a configuration file"),
     "evaluate": Command("cera.evaluation.command", "eval", "answer the problems of a task and score the answers"),
     "compare": Command("cera.evaluation.compare_command", "eval", "compare two evaluations, with paired tests"),
-    "overlap": Command("cera.evaluation.overlap", "eval", "find evaluation problems that are in a training set"),
+    "overlap": Command("cera.evaluation.overlap_command", "eval", "find evaluation problems in a training set"),
     "lm-eval": Command("cera.evaluation.lm_eval", "lm-eval", "run lm-evaluation-harness on an adapter"),
     "spectra": Command("cera.spectral.command", "train", "effective rank and AUC-90 of finished adapters"),
     "linearize": Command("cera.linearize.command", "train", "fit a LoRA to a finished CeRA adapter"),

@@ -1,7 +1,6 @@
 """The command ``cera evaluate``."""
 
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,3 @@ def _load_model(saved: SavedAdapter | None, options: Namespace) -> Any:
     dtype = getattr(torch, options.dtype)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return saved.load(dtype, device) if saved else load_model(options.base, dtype).to(device).eval()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,14 +1,18 @@
-"""How sure a score is, and whether two adapters differ on the same problems by more than chance."""
+"""Confidence intervals of scores, and tests of the difference between two evaluations of the same problems.
 
-import math
+Example:
+    >>> bootstrap([1, 0, 1, 1]).low < 0.75 < bootstrap([1, 0, 1, 1]).high
+    True
+"""
+
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 CHUNK = 2**22
-"""Numbers drawn at a time."""
+"""Number of random indices drawn at a time, which bounds the memory of a resampling."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +20,9 @@ class Interval:
     """A confidence interval.
 
     Attributes:
-        low: Its lower end.
-        high: Its upper end.
-        level: The share of such intervals that hold the true value.
+        low: Lower end.
+        high: Upper end.
+        level: Share of such intervals that contain the true value.
     """
 
     low: float
@@ -28,12 +32,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Two evaluations of the same problems.
+    """The difference between two evaluations of the same problems.
 
     Attributes:
-        difference: Mean of the second less that of the first.
-        interval: Of the difference, by the paired bootstrap.
-        p_value: Of no difference, two-sided, by the paired bootstrap.
+        difference: Mean of the second minus that of the first.
+        interval: Interval of the difference, by the paired bootstrap.
+        p_value: Two-sided p-value of no difference, by the paired bootstrap.
     """
 
     difference: float
@@ -43,12 +47,12 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class McNemar:
-    """McNemar's exact test (1947): of the problems that one alone solves, is half each one's?
+    """Result of McNemar's exact test (1947): are the problems that only one solves evenly divided between the two?
 
     Attributes:
         only_a: Problems that only the first solves.
         only_b: Problems that only the second solves.
-        p_value: Two-sided.
+        p_value: Two-sided p-value of an even division.
     """
 
     only_a: int
@@ -57,20 +61,21 @@ class McNemar:
 
 
 def bootstrap(values: Any, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Interval of a mean over problems, by resampling the problems (percentile bootstrap, Efron 1979).
+    """Return the interval of a mean over problems by resampling the problems (percentile bootstrap, Efron 1979).
 
-    Samples of a problem are not resampled: their spread is in the problem's score. Scores that are all 0 or all 1 would
-    give an interval of no width, as if nothing else could happen; theirs is Wilson's (1927). Scores that are all the
-    same number between 0 and 1 keep an interval of no width, as there is no share of problems to count.
+    The samples of a problem are not resampled: their spread is part of the problem's score. If all scores are 0, or all
+    are 1, resampling gives an interval of no width, as if nothing else could happen; Wilson's interval (1927) is
+    returned instead. If all scores are the same number between 0 and 1, the interval has no width, as there is no share
+    of problems to count.
 
     Args:
         values: Score of each problem in [0, 1], (problems,).
-        level: Of confidence, in (0, 1).
-        resamples: How many.
-        seed: Of the resampling.
+        level: Confidence level, in (0, 1).
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
 
     Raises:
-        ValueError: A score or a setting is out of its range, or there are none.
+        ValueError: A score or a setting is out of its range, or there are no scores.
     """
     scores = _scores("values", values)
     _check(level, resamples)
@@ -81,12 +86,12 @@ def bootstrap(values: Any, level: float = 0.95, resamples: int = 10_000, seed: i
 
 
 def wilson(right: int, problems: int, level: float = 0.95) -> Interval:
-    """Wilson's interval (1927) of a share.
+    """Return Wilson's interval (1927) of a share.
 
     Args:
-        right: How many problems are right.
-        problems: Of how many, at least 1.
-        level: Of confidence, in (0, 1).
+        right: Number of right problems.
+        problems: Number of all problems, at least 1.
+        level: Confidence level, in (0, 1).
 
     Raises:
         ValueError: A number is out of its range.
@@ -94,59 +99,52 @@ def wilson(right: int, problems: int, level: float = 0.95) -> Interval:
     if not 0 <= right <= problems or problems < 1:
         raise ValueError(f"right must be in [0, problems] and problems at least 1, got {right} of {problems}.")
     _check(level)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = right / problems
-    centre = (share + z**2 / (2 * problems)) / (1 + z**2 / problems)
-    half = z / (1 + z**2 / problems) * math.sqrt(share * (1 - share) / problems + z**2 / (4 * problems**2))
-    low = centre - half if right > 0 else 0.0  # exactly, whatever rounding makes of it
-    high = centre + half if right < problems else 1.0
-    return Interval(low, high, level)
+    interval = stats.binomtest(right, problems).proportion_ci(level, method="wilson")
+    return Interval(float(interval.low), float(interval.high), level)
 
 
 def paired_bootstrap(a: Any, b: Any, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> PairedDifference:
-    """The difference of two means over the same problems, by resampling problems with both of their scores.
+    """Compare two means over the same problems by resampling problems together with both of their scores.
 
-    If every problem differs by the same amount, the interval has no width: ``mcnemar`` says more of few problems.
+    If every problem differs by the same amount, the interval has no width; for few problems, ``mcnemar`` says more.
 
     Args:
-        a: Score of each problem, (problems,) in [0, 1].
-        b: Likewise, in the same order.
-        level: Of confidence.
-        resamples: How many.
-        seed: Of the resampling.
+        a: Score of each problem in the first evaluation, (problems,) in [0, 1].
+        b: Score of each problem in the second, in the same order.
+        level: Confidence level.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
 
     Raises:
-        ValueError: The two are not of the same length, or as for ``bootstrap``.
+        ValueError: The two have different lengths, or as for ``bootstrap``.
     """
     first, second = _pair(a, b)
     _check(level, resamples)
     differences = second - first
     means = _resampled_means(differences, resamples, seed)
     low, high = _quantiles(means, level)
-    # how often chance alone lands on the other side of zero; one is added, as no p-value is 0 (Davison & Hinkley 1997)
+    # one is added to the count and to the resamples, since no p-value is 0 (Davison & Hinkley 1997)
     tail = min((means <= 0).sum(), (means >= 0).sum())
-    return PairedDifference(
-        float(differences.mean()), Interval(low, high, level), min(1.0, 2 * (int(tail) + 1) / (resamples + 1))
-    )
+    p_value = min(1.0, 2 * (int(tail) + 1) / (resamples + 1))
+    return PairedDifference(float(differences.mean()), Interval(low, high, level), p_value)
 
 
 def mcnemar(a: Any, b: Any) -> McNemar:
-    """McNemar's exact test of two evaluations with one answer a problem.
+    """Apply McNemar's exact test to two evaluations with one answer to each problem.
 
     Args:
-        a: 1 where the problem is solved, else 0, (problems,).
-        b: Likewise, in the same order.
+        a: 1 for each problem that the first solves, else 0, (problems,).
+        b: The same for the second, in the same order.
 
     Raises:
-        ValueError: A score is neither 0 nor 1, or the two are not of the same length.
+        ValueError: A score is neither 0 nor 1, or the two have different lengths.
     """
     first, second = _pair(a, b)
     if not (np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()):
         raise ValueError("McNemar's test takes scores of 0 and 1 only: one answer a problem.")
     only_a, only_b = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, i) for i in range(fewer + 1))
-    return McNemar(only_a, only_b, min(1.0, 2 * tail / 2**n))
+    discordant = only_a + only_b
+    return McNemar(only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0)
 
 
 def _scores(name: str, values: Any) -> np.ndarray:
@@ -173,11 +171,18 @@ def _check(level: float, resamples: int = 1) -> None:
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    n = len(values)
-    at_a_time = max(1, CHUNK // n)
-    sizes = [min(at_a_time, resamples - start) for start in range(0, resamples, at_a_time)]
-    return np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
+    """Return the mean of each resample, (resamples,)."""
+    if len(values) == 1:  # which scipy refuses
+        return np.full(resamples, values[0])
+    resampled = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, CHUNK // len(values)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return resampled.bootstrap_distribution
 
 
 def _quantiles(means: np.ndarray, level: float) -> tuple[float, float]:

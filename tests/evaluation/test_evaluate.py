@@ -212,7 +212,7 @@ def test_results_of_the_code_before_the_rooms_are_taken_as_they_are(tmp_path, mo
 
 def evaluation_command(problems, tiny_llama, out, *launcher):
     return [
-        sys.executable, *launcher, "-m", "cera.evaluation.command",
+        sys.executable, *launcher, "-m", "cera", "evaluate",
         *given(problems, f"--base={tiny_llama}", f"--out={out}", "--evaluation.batch_size=1"),
     ]  # fmt: skip
 

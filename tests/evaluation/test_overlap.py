@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cera.data import ReasoningGymWordProblems
-from cera.evaluation import overlap as module
-from cera.evaluation.overlap import Match, Overlap, find, fold_numbers, main, overlap, tokens
+from cera.evaluation import overlap_command
+from cera.evaluation.overlap import Match, Overlap, fold_numbers, overlap, tokens
+from cera.evaluation.overlap_command import find_set, main
 from cera.evaluation.tasks import GSM8K
 
 QUESTION = (
@@ -270,9 +271,9 @@ def test_configurations_name_the_sets(files, tmp_path, capsys):
 
 
 def test_configurations_of_this_project_are_read():
-    train = find(REPOSITORY / "configs" / "smol_cera.yaml", ["data.dataset"])
+    train = find_set(REPOSITORY / "configs" / "smol_cera.yaml", ["data.dataset"])
     assert train == ReasoningGymWordProblems(size=4000)
-    task = find(REPOSITORY / "configs" / "eval_gsm8k.yaml", ["evaluation.task", "data.dataset"])
+    task = find_set(REPOSITORY / "configs" / "eval_gsm8k.yaml", ["evaluation.task", "data.dataset"])
     assert isinstance(task, GSM8K)
 
 
@@ -300,7 +301,7 @@ def test_mistakes_are_told_before_the_training_set_is_read(files, tmp_path, monk
     write(Path("columns.jsonl"), [{"text": "a"}])
     write(Path("broken.jsonl"), [{"question": "a", "answer": "b"}, "{"])
     write(Path("wordless.jsonl"), [{"question": "?", "answer": "b"}])
-    monkeypatch.setattr(module, "overlap", lambda *_: pytest.fail("the training set is read"))
+    monkeypatch.setattr(overlap_command, "overlap", lambda *_: pytest.fail("the training set is read"))
     arguments = {"--train": files["train"], "--test": files["test"], **change}
     status, printed, errors = run(capsys, *(part for pair in arguments.items() for part in pair))
     assert status == 2

@@ -1,5 +1,6 @@
 from fractions import Fraction
 from math import comb
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_all_right_or_all_wrong_is_not_certain(right):
 def test_wilson_is_where_the_score_test_turns(problems, data, level):
     right = data.draw(st.integers(0, problems))
     interval = wilson(right, problems, level)
-    z = significance.NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + level) / 2)
     for share in (interval.low, interval.high):  # both ends solve |p^ - p| = z sqrt(p (1 - p) / n)
         assert (right / problems - share) ** 2 == pytest.approx(z**2 * share * (1 - share) / problems, abs=1e-9)
     assert interval.low <= right / problems + 1e-12

@@ -1,8 +1,8 @@
-"""Peak memory of a training step with a large vocabulary: logits at labelled positions only, or at all positions.
+"""Peak memory of a training step where the vocabulary is large: logits at labelled positions only, or everywhere.
 
     python -m benchmarks.logits {ours,full} --out FILE
 
-measures one step in a process of its own; the benchmark runs this command.
+measures one step in a process of its own, and is what the benchmark runs.
 """
 
 import argparse
@@ -16,21 +16,20 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios
+from benchmarks.harness import Goal, Result, Row, interleaved, ratios
 from benchmarks.process import forget_peak, memory, worker
 from cera import CeraConfig
 from cera.data.chat import IGNORE
-from cera.memory.activations import cpu_trainer
 from cera.training.module import CausalLM
 
 ADAPTER = CeraConfig(r=64, dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 LABELLED = 0.6
-"""Share of the tokens that carry labels."""
+"""Share of the tokens that belong to an answer."""
 
 
 @dataclass(frozen=True)
-class StepSize:
-    """Vocabulary of the model, and rows and length of its batch."""
+class Size:
+    """Of the model and of its batch."""
 
     vocabulary: int = 128_256  # Llama-3's
     rows: int = 4
@@ -38,24 +37,24 @@ class StepSize:
 
 
 def run(quick: bool) -> Result:
-    """Goal: at most half of the memory growth of a step that computes all logits.
+    """Goal: at most half of the growth in memory that a step with all logits has.
 
-    Floor with all logits: logits and their gradient in fp32, ``2 * 4 * n * vocabulary`` bytes, 2.1 GB for the 2048
-    tokens here. Floor of CeRA Lab: one row of logits at a time, since the cross-entropy can be computed in chunks, and
-    the tensors that the layers below save.
+    Floor of the full way: logits and their gradient in fp32, ``2 * 4 * n * vocabulary`` bytes, 2.1 GB for the
+    2048 tokens here; of ours, no more than one row of logits at a time, since a cross-entropy can be computed in
+    pieces, and so what the layers below keep.
     """
-    size = StepSize()
+    size = Size()
     arguments = ["--vocabulary", str(size.vocabulary), "--rows", str(size.rows), "--length", str(size.length)]
     contenders = {way: partial(worker, "benchmarks.logits", way, *arguments) for way in ("ours", "full")}
-    steps = interleaved(contenders, 1 if quick else 3)
-    growth = {way: [step["bytes"] for step in rounds] for way, rounds in steps.items()}
+    found = interleaved(contenders, 1 if quick else 3)
+    grown = {way: [one["bytes"] for one in of] for way, of in found.items()}
     what = f"step at vocabulary {size.vocabulary}: peak memory with logits at labels / everywhere"
-    row = RatioRow(what, ratios(growth["ours"], growth["full"]), Goal("<=", 0.5))
-    return Result("logits", [row], "bfloat16", {**vars(size), "labelled": LABELLED, "bytes": growth, "steps": steps})
+    row = Row(what, ratios(grown["ours"], grown["full"]), Goal("<=", 0.5))
+    return Result("logits", [row], "bfloat16", {**vars(size), "labelled": LABELLED, "bytes": grown, "steps": found})
 
 
 def module(vocabulary: int, layers: int = 2, adapter: PeftConfig = ADAPTER) -> CausalLM:
-    """Return a random Llama of SmolLM2's width with the adapter, both in bf16, ready for ``answer_nll``."""
+    """A random Llama of SmolLM2's width with the adapter, both in bf16, ready for ``answer_nll``."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -66,17 +65,16 @@ def module(vocabulary: int, layers: int = 2, adapter: PeftConfig = ADAPTER) -> C
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    # created in bf16: the memory of fp32 weights would be reused by the step that is measured
+    # made in bf16: weights made in fp32 first would leave their memory to the step that is measured
     base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
-    model = CausalLM(base="random", adapter=adapter)
-    model.trainer = cpu_trainer("bf16-true")
-    model.head_is_last = True  # otherwise derived from a skeleton of the named base
-    model.model = get_peft_model(base, adapter, autocast_adapter_dtype=False).train()
-    return model
+    found = CausalLM(base="random", adapter=adapter)
+    found.head_is_last = True  # otherwise read from the skeleton of the named base
+    found.model = get_peft_model(base, adapter, autocast_adapter_dtype=False).train()
+    return found
 
 
 def batch(vocabulary: int, rows: int, length: int) -> dict[str, Tensor]:
-    """Return random tokens, the last ``LABELLED`` share of each row with labels."""
+    """Random tokens, of which the last ``LABELLED`` of each row are labelled."""
     ids = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, : round((1 - LABELLED) * length)] = IGNORE
@@ -84,7 +82,7 @@ def batch(vocabulary: int, rows: int, length: int) -> dict[str, Tensor]:
 
 
 def loss(way: str, module: CausalLM, batch: dict[str, Tensor]) -> Tensor:
-    """Return the mean loss over the labels: ``CausalLM.answer_nll`` for ``ours``, transformers' loss for ``full``."""
+    """The mean loss over the labels: by ``CausalLM.answer_nll`` for ``ours``, by transformers for ``full``."""
     if way == "ours":
         return module.answer_nll(batch)[0].mean()
     assert module.model is not None
@@ -92,16 +90,16 @@ def loss(way: str, module: CausalLM, batch: dict[str, Tensor]) -> Tensor:
 
 
 def main() -> None:
-    """Run one forward and backward pass, and write the peak growth in memory and the loss."""
+    """One step, forward and backward; writes by how much the memory grew at most, and the loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("way", choices=["ours", "full"])
-    parser.add_argument("--vocabulary", type=int, default=StepSize.vocabulary)
-    parser.add_argument("--rows", type=int, default=StepSize.rows)
-    parser.add_argument("--length", type=int, default=StepSize.length)
+    parser.add_argument("--vocabulary", type=int, default=Size.vocabulary)
+    parser.add_argument("--rows", type=int, default=Size.rows)
+    parser.add_argument("--length", type=int, default=Size.length)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model = module(options.vocabulary)
-    loss(options.way, model, batch(options.vocabulary, 1, 8)).backward()  # a first step loads libraries
+    loss(options.way, model, batch(options.vocabulary, 1, 8)).backward()  # loads what a first step loads
     model.zero_grad(set_to_none=True)
     before = memory("VmRSS")
     forget_peak()

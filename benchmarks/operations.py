@@ -1,4 +1,4 @@
-"""Time by kind of operation, from torch's profiler."""
+"""Where time goes, by kind of operation."""
 
 from collections import Counter
 
@@ -8,15 +8,15 @@ COMPILED = "compiled code"
 
 
 def seconds_by_operation(profiled: profile, calls: int) -> dict[str, float]:
-    """Return the seconds per call that each kind of operation takes, without those of nested operations.
+    """Seconds of a call in each kind of operation, those within it left out.
 
     Args:
-        profiled: A finished profile.
-        calls: Number of calls that it covers.
+        profiled: A profile that has ended.
+        calls: How many it saw.
 
     Returns:
-        Seconds by the operation's name: ``aten::mm`` and the like, ``COMPILED`` for code fused by ``torch.compile``,
-        and other recorded events.
+        By the operation's name: ``aten::mm`` and the like, ``COMPILED`` for what ``torch.compile`` has fused, and
+        whatever else was noted.
     """
     spent: Counter[str] = Counter()
     for event in profiled.key_averages():

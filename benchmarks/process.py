@@ -1,4 +1,4 @@
-"""Worker processes, and their own age and memory. Imports no framework, since start-up is measured, too."""
+"""Processes of their own, and what they measure of themselves. Imports no framework: start-up is measured, too."""
 
 import json
 import os
@@ -15,14 +15,14 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 class BenchmarkError(ValueError):
-    """A benchmark cannot run; the message says what is missing."""
+    """A benchmark cannot be run; the message says what is missing."""
 
 
 def worker(module: str, *arguments: str) -> Any:
-    """Run ``python -m MODULE ARGUMENTS --out FILE`` and return the JSON that it writes to the file.
+    """Run ``python -m MODULE ARGUMENTS --out FILE`` and return the JSON it leaves in the file.
 
     Raises:
-        BenchmarkError: The process failed; the message ends with the last lines that it printed.
+        BenchmarkError: It failed; the message ends with what it printed last.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
@@ -42,25 +42,25 @@ def worker(module: str, *arguments: str) -> Any:
 
 
 def process_age() -> float:
-    """Return the seconds since the start of this process, to about 10 ms."""
+    """Seconds since this process was started, to about 10 ms."""
     return time.time() - psutil.Process().create_time()
 
 
 def memory(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Return the resident bytes of this process: current (``VmRSS``) or peak (``VmHWM``).
+    """Bytes of this process that are resident now (``VmRSS``), or were at the peak (``VmHWM``).
 
-    ``ru_maxrss`` is not used, since it starts at the size of the parent process.
+    Not ``ru_maxrss``, which begins with the size of the process that this one was forked from.
 
     Raises:
-        BenchmarkError: The system is not Linux.
+        BenchmarkError: Not on Linux.
     """
     try:
         status = Path("/proc/self/status").read_text()
     except FileNotFoundError as error:
-        raise BenchmarkError("Memory is read from /proc/self/status, which only Linux provides.") from error
+        raise BenchmarkError("Memory is measured with /proc/self/status, which only Linux has.") from error
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
 
 
 def forget_peak() -> None:
-    """Reset ``memory("VmHWM")`` to the currently resident bytes (see ``man 5 proc_pid_clear_refs``)."""
+    """Let ``memory("VmHWM")`` begin anew, at what is resident now (see ``man 5 proc_pid_clear_refs``)."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -154,9 +154,9 @@ def rescore(file: str | Path) -> dict[str, Any]:
     Returns:
         - ``problems``, and ``ours``: the share that ``answers.is_correct`` accepts, in [0, 1];
         - ``filters``: for each, ``lm_eval`` (the share that it accepts) and the numbers of problems that ``both``,
-          ``neither``, ``only_ours`` and ``only_lm_eval`` accept;
+            ``neither``, ``only_ours`` and ``only_lm_eval`` accept;
         - ``disagreements``: a dict for each, with ``doc_id``, ``filter``, ``gold``, ``text``, ``ours`` and ``how``
-          (what was extracted and by what, or ``None``), ``lm_eval`` (what its filter extracted) and ``accepted_by``.
+            (what was extracted and by what, or ``None``), ``lm_eval`` (what its filter extracted) and ``accepted_by``.
 
     Raises:
         ValueError: The file is missing, empty, or of another kind.

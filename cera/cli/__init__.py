@@ -1,1 +1,1 @@
-"""The command line: what `train.py` and `cera` do before and around a run."""
+"""The command line: the script ``cera`` and its parser, composition of configurations, checks and tables."""

@@ -1,4 +1,4 @@
-"""What a run needs that this machine may not have, found out in seconds and before anything is loaded."""
+"""Checks within seconds, before anything is loaded, that this machine has what a training run needs."""
 
 import importlib.util
 import os
@@ -10,23 +10,28 @@ from typing import Any
 
 import torch
 
+from cera.extras import extra_of
 from cera.models.backbone import PACKAGE
 
-INSTEAD = "configs/smol_cera.yaml runs on a CPU, without a hub: python train.py --config configs/smol_cera.yaml"
+ALTERNATIVE = (
+    "configs/smol_cera.yaml runs on a CPU and needs no hub: cera train --config cera://smol_cera "
+    "(in a clone: python train.py --config configs/smol_cera.yaml)"
+)
+"""What a user without the hardware can run."""
 
 
 class MissingRequirement(RuntimeError):
-    """The machine lacks something that the configuration asks for."""
+    """This machine lacks something that the configuration needs."""
 
 
 def check(config: Any) -> None:
-    """Look for a GPU, a C++ compiler, DeepSpeed, bitsandbytes, and access to the model and the dataset on the hub.
+    """Check GPU, C++ compiler, optional packages, and access to the model and the datasets on the hub.
 
     Args:
-        config: The parsed configuration of one subcommand (``model``, ``data``, ``trainer``).
+        config: Parsed configuration of a subcommand, with ``model``, ``data`` and ``trainer``.
 
     Raises:
-        MissingRequirement: Names everything that is missing, and a configuration to use instead.
+        MissingRequirement: The message lists everything that is missing, and a configuration that needs none of it.
     """
     missing = [
         *_hardware(config.trainer),
@@ -39,13 +44,13 @@ def check(config: Any) -> None:
         if arguments is not None and not arguments.get("data_files") and arguments.get("path"):
             missing += on_hub(arguments.path, "dataset", ".gitattributes")
     if missing:
-        raise MissingRequirement("this machine lacks:\n" + "".join(f"  - {m}\n" for m in missing) + INSTEAD)
+        raise MissingRequirement("this machine lacks:\n" + "".join(f"  - {m}\n" for m in missing) + ALTERNATIVE)
 
 
 def _hardware(trainer: Any) -> list[str]:
-    wanted = trainer.accelerator
-    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
-        return [f"a CUDA GPU (trainer.accelerator={wanted}; this build of torch {torch.__version__} sees none)"]
+    accelerator = trainer.accelerator
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        return [f"a CUDA GPU (trainer.accelerator={accelerator}; torch {torch.__version__} detects none)"]
     return []
 
 
@@ -54,45 +59,49 @@ def _compiler(config: Any) -> list[str]:
         return []
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     header = Path(sysconfig.get_path("include"), "Python.h")
-    return [
-        *([] if shutil.which(compiler) else [f"the C++ compiler {compiler} (model.compile_layers=true; or set CXX)"]),
-        *([] if header.is_file() else [f"Python's headers (model.compile_layers=true; there is no {header})"]),
-    ]
+    missing = []
+    if not shutil.which(compiler):
+        missing.append(f"the C++ compiler {compiler} (model.compile_layers=true; or set CXX)")
+    if not header.is_file():
+        missing.append(f"Python's headers (model.compile_layers=true; there is no {header})")
+    return missing
 
 
 def _packages(config: Any) -> list[str]:
     strategy = config.trainer.strategy
     name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
-    wanted = {"deepspeed": "deepspeed" in name.lower(), "bitsandbytes": config.model.quantization is not None}
+    needed = {"deepspeed": "deepspeed" in name.lower(), "bitsandbytes": config.model.quantization is not None}
     return [
-        f"the Python package {package}: pip install {package}"
-        for package, needed in wanted.items()
-        if needed and importlib.util.find_spec(package) is None
+        f"the Python package {package}: pip install 'cera[{extra_of(package)}]'"
+        for package, is_needed in needed.items()
+        if is_needed and importlib.util.find_spec(package) is None
     ]
 
 
 def on_hub(repo: str, kind: str, file: str) -> list[str]:
-    """A line if ``repo`` cannot be read; a local path, a package's file or a copy in the cache need no hub."""
+    """Return one line if a repository on the Hugging Face hub cannot be read, otherwise an empty list.
+
+    Args:
+        repo: Name of the repository. Local paths, ``package://`` names and repositories in the local cache need no hub.
+        kind: ``model`` or ``dataset``.
+        file: A file of the repository, whose metadata is requested.
+    """
     if repo.startswith(PACKAGE) or repo.endswith(".gguf") or Path(repo).exists():
         return []
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
     try:
         if isinstance(try_to_load_from_cache(repo, file, repo_type=kind), str):
             return []
-        get_hf_file_metadata(hf_hub_url(repo, file, repo_type=kind), timeout=5)  # one question, and no retries
+        get_hf_file_metadata(hf_hub_url(repo, file, repo_type=kind), timeout=5)  # one request, no retries
     except HFValidationError:
         return [f"the {kind} {repo!r}: neither a local directory nor a name on the Hugging Face hub"]
     except GatedRepoError:
         return [f"the licence of {repo}: accept it at {page}, then log in with `hf auth login`"]
     except RepositoryNotFoundError:
         return [f"the {kind} {repo}: the hub has none of that name, or it is private; try `hf auth login` ({page})"]
-    except Exception as error:  # of whichever HTTP library the hub's client uses
+    except Exception as error:  # the hub's client may use one of several HTTP libraries
         return [f"access to the Hugging Face hub, for the {kind} {repo} ({type(error).__name__}; {page})"]
     return []

@@ -1,4 +1,4 @@
-"""The one way in which a command runs and ends."""
+"""How a command ends: exit statuses and error messages that all commands share."""
 
 import sys
 from argparse import ArgumentError

@@ -67,7 +67,7 @@ def test_any_peft_config_by_class_path(printed_config):
         ("--trainer.max_steps=ten", "max_steps"),
         ("--model.adapter.init_args.r=0", "CeraConfig.r must be a positive integer, got 0"),
         ("--model.adapter.init_args.dropout=1.0", "CeraConfig.dropout must be in [0, 1), got 1.0"),
-        ("--model.adapter.init_args.activation=swish9", "one of silu, relu, identity, gelu, tanh, got 'swish9'"),
+        ("--model.adapter.init_args.activation=swish9", "There is no activation 'swish9'. Did you mean"),
         ("--model.adapter.init_args.target_modules=[query]", "q_proj"),
         ("--model.learning_rate=-1", "model.learning_rate must be a positive number, got -1.0"),
         ("--model.warmup=3", "model.warmup"),

@@ -1,6 +1,6 @@
 """Spectra of one step of a run, and the files ``spectra/step=N.safetensors`` that hold them.
 
-Example:
+Examples:
     >>> spectra = Spectra.read(spectra_files("runs/smol_cera")[100])
     >>> spectra.values["update"]["model.layers.0.self_attn.q_proj"]  # (k,) fp64, descending
 """

@@ -104,3 +104,15 @@ def test_an_evaluation_is_resumed_with_nothing_left_to_do(tmp_path, monkeypatch)
     for file in ("settings.json", "eval.json"):
         assert json.loads((after / file).read_text()) == json.loads((before / file).read_text())
     assert (after / "records.jsonl").read_text() == (before / "records.jsonl").read_text()
+
+
+def test_earlier_runs_belong_to_one_study_with_those_of_today(tmp_path):
+    shutil.copytree(EARLIER / "cera_whole", tmp_path / "earlier")
+    shutil.copytree(EARLIER / "cera_whole", tmp_path / "today")
+    file = tmp_path / "today" / "config.yaml"
+    assert "cera.data.GSMSymbolic" in file.read_text()
+    file.write_text(file.read_text().replace("cera.data.GSMSymbolic", "cera.data.ReasoningGymWordProblems"))
+    earlier, today = find_runs(tmp_path)
+    assert earlier.identity == today.identity
+    file.write_text(file.read_text().replace("size: 40", "size: 41"))
+    assert earlier.identity != FinishedRun.read(tmp_path / "today").identity

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from cera.cli.moved import current_class_paths
 from cera.cli.shipped import NAME, configuration_file
+from cera.runs.moved import current_class_paths
 
 
 def compose(path: str | Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from peft import PeftConfig
 
 from cera.cli.compose import compose
-from cera.cli.moved import current_argument
 from cera.cli.shipped import argument_with_file
 from cera.data import ChatDataset
+from cera.runs.moved import current_argument
 
 set_parsing_settings(
     subclasses_enabled=[PeftConfig, ChatDataset],  # dataclasses, of which a configuration names one by its class path

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from cera.runs.moved import current_class_paths
 from cera.spectral.files import Spectra, spectra_files
 
 DIVERGED = "diverged.json"
@@ -63,7 +64,7 @@ class FinishedRun:
 
     Attributes:
         path: The directory.
-        config: ``config.yaml``, resolved, as plain data.
+        config: ``config.yaml``, resolved, as plain data, with the class paths of today.
     """
 
     path: Path
@@ -85,7 +86,7 @@ class FinishedRun:
         adapter = model.get("adapter") if isinstance(model, dict) else None
         if not isinstance(adapter, dict) or "class_path" not in adapter:
             raise RunError(f"{path} is not a run directory: {file} names no model.adapter.")
-        run = cls(Path(path), config)
+        run = cls(Path(path), current_class_paths(config))
         try:
             _ = run.learning_rate
         except (KeyError, TypeError, ValueError) as error:

@@ -4,9 +4,9 @@ import pytest
 from command_line import command, run_here
 from conftest import REPOSITORY
 
-from cera.cli import moved
 from cera.cli.compose import compose
-from cera.cli.moved import MOVED, current_argument, current_class_path, current_class_paths
+from cera.runs import moved
+from cera.runs.moved import MOVED, current_argument, current_class_path, current_class_paths
 
 EARLIER = sorted((REPOSITORY / "tests" / "fixtures" / "earlier").glob("*/config.yaml"))
 

@@ -31,7 +31,7 @@ COMMANDS = {
     "evaluate": Command("cera.evaluation.command", "eval", "answer the problems of a task and score the answers"),
     "compare": Command("cera.evaluation.compare_command", "eval", "compare two evaluations, with paired tests"),
     "overlap": Command("cera.evaluation.overlap_command", "eval", "find evaluation problems in a training set"),
-    "lm-eval": Command("cera.evaluation.lm_eval", "lm-eval", "run lm-evaluation-harness on an adapter"),
+    "lm-eval": Command("cera.evaluation.lm_eval_command", "lm-eval", "run lm-evaluation-harness on an adapter"),
     "spectra": Command("cera.spectral.command", "train", "effective rank and AUC-90 of finished adapters"),
     "linearize": Command("cera.linearize.command", "train", "fit a LoRA to a finished CeRA adapter"),
     "estimate": Command("cera.memory.command", "train", "estimate the memory that training takes"),

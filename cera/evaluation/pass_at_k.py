@@ -6,18 +6,18 @@ import numpy as np
 
 
 def pass_at_k(n: Any, c: Any, k: Any) -> Any:
-    """The unbiased estimate ``1 - C(n - c, k) / C(n, k)`` of each problem.
+    """Return the unbiased estimate ``1 - C(n - c, k) / C(n, k)`` for each problem.
 
-    It is the sum, over the draws, of the probability that a draw is the first right one. Its terms are positive and no
-    large number is formed, so it is exact to rounding for any n, small values of it too.
+    It is computed as the sum over draws of the probability that a draw is the first right one. All terms are positive
+    and no large number is formed, so even small values are exact to rounding, for any n.
 
     Args:
-        n: Samples of each problem, a number or an integer array.
-        c: How many of them are right, likewise; n, c and k broadcast.
-        k: How many samples may be tried.
+        n: Number of samples of each problem, a number or an integer array.
+        c: Number of right samples, a number or an array; n, c and k broadcast.
+        k: Number of samples that may be tried.
 
     Returns:
-        fp64 in [0, 1]: a float for three numbers, else an array.
+        A float in [0, 1] for three numbers, else an fp64 array.
 
     Raises:
         ValueError: A number is negative or no integer, k is 0 or above n, or c is above n.
@@ -33,14 +33,14 @@ def pass_at_k(n: Any, c: Any, k: Any) -> Any:
             raise ValueError(f"pass@k: {message.format(n=n[first], c=c[first], k=k[first])}.")
     # C(n - c, k) / C(n, k) is symmetric in c and k: the smaller one is the number of draws
     draws, right = np.minimum(c, k), np.maximum(c, k)
-    found, none_right = np.zeros(n.shape), np.ones(n.shape)
+    estimate, none_right = np.zeros(n.shape), np.ones(n.shape)
     for i in range(int(draws.max(initial=0))):
         drawn = np.where((i < draws) & (i < n), right / np.maximum(n - i, 1), 0.0)
-        found, none_right = found + none_right * np.minimum(drawn, 1.0), none_right * np.maximum(1.0 - drawn, 0.0)
-        if (none_right[i + 1 < draws] < 1e-17).all():  # what is left does not change a sum near 1
+        estimate, none_right = estimate + none_right * np.minimum(drawn, 1.0), none_right * np.maximum(1.0 - drawn, 0.0)
+        if (none_right[i + 1 < draws] < 1e-17).all():  # further terms do not change a sum near 1
             break
-    found = np.where(n - c < k, 1.0, np.minimum(found, 1.0))
-    return float(found) if found.ndim == 0 else found
+    estimate = np.where(n - c < k, 1.0, np.minimum(estimate, 1.0))
+    return float(estimate) if estimate.ndim == 0 else estimate
 
 
 def _integers(name: str, value: Any) -> np.ndarray:

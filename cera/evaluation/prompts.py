@@ -1,4 +1,4 @@
-"""From a question to the text that a model goes on from: instruction, examples, and the chat template or plain text."""
+"""Turns a question into the prompt of a model: instruction, worked examples, and the chat template or plain text."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from cera.data.chat import Message, render
 
 @dataclass(frozen=True)
 class Example:
-    """A worked example, shown before the question."""
+    """A worked example that precedes the question."""
 
     question: str
     answer: str
@@ -16,19 +16,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a question is asked.
+    """The form of a prompt.
 
     Args:
-        style: ``"chat"`` takes the tokenizer's chat template, or for a tokenizer without one the fallback that
-            training uses: an adapter is asked in the form that it was trained in. ``"plain"`` writes
-            ``Question: ...`` and ``Answer: ...`` in plain text, for base models; give it a stop string.
-        system: The system turn (a first paragraph, in plain text).
-        question: What the user turn says; ``{question}`` stands for the problem's.
-        examples: Worked examples, as earlier turns, each asked as ``question`` has it.
-        shots: How many of the examples are shown, the first ones; ``None`` shows all.
+        style: ``"chat"`` uses the tokenizer's chat template, or for a tokenizer without one the fallback template of
+            training, so that an adapter sees the form that it was trained in. ``"plain"`` writes ``Question: ...`` and
+            ``Answer: ...`` in plain text, for base models; combine it with a stop string.
+        system: The system turn (in plain text, a first paragraph).
+        question: Text of the user turn; ``{question}`` stands for the problem's question.
+        examples: Worked examples, as earlier turns; their questions are put into ``question``, too.
+        shots: Number of examples to show, from the first on; ``None`` shows all.
 
     Raises:
-        ValueError: A setting cannot be; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
 
     style: Literal["chat", "plain"] = "chat"
@@ -44,20 +44,20 @@ class Prompt:
             raise ValueError(f"prompt.shots must be between 0 and the {len(self.examples)} examples, got {self.shots}.")
 
     def messages(self, question: str) -> list[Message]:
-        """The conversation that ends in ``question``."""
+        """Return the conversation that ends in ``question``."""
         turns = [{"role": "system", "content": self.system}] if self.system else []
         for example in self.examples[: self.shots]:
-            turns += [self._ask(example.question), {"role": "assistant", "content": example.answer}]
-        return [*turns, self._ask(question)]
+            turns += [self._user_turn(example.question), {"role": "assistant", "content": example.answer}]
+        return [*turns, self._user_turn(question)]
 
-    def _ask(self, question: str) -> Message:
+    def _user_turn(self, question: str) -> Message:
         return {"role": "user", "content": self.question.replace("{question}", question)}
 
     def render(self, question: str, tokenizer: Any) -> str:
-        """The text that the model goes on from. Raises ``ValueError`` if the chat template refuses it."""
+        """Return the prompt as text. Raises ``ValueError`` if the chat template refuses the conversation."""
         messages = self.messages(question)
         if self.style == "chat":
             return render(tokenizer, messages, add_generation_prompt=True)
-        written = {"system": "{}", "user": "Question: {}", "assistant": "Answer: {}"}
-        text = "\n\n".join(written[turn["role"]].format(turn["content"]) for turn in messages)
+        formats = {"system": "{}", "user": "Question: {}", "assistant": "Answer: {}"}
+        text = "\n\n".join(formats[turn["role"]].format(turn["content"]) for turn in messages)
         return f"{tokenizer.bos_token or ''}{text}\n\nAnswer:"

@@ -1,4 +1,4 @@
-"""The records of an evaluation: one JSON line a problem, on disk as soon as the problem is finished."""
+"""The records of an evaluation: one JSON line for each problem, on disk as soon as the problem is finished."""
 
 import json
 import os
@@ -9,55 +9,55 @@ from typing import Any
 from cera.runs.files import replacing
 
 Record = dict[str, Any]
-"""What is known of a finished problem; ``key`` names it."""
+"""The prompt, answers and scores of a finished problem, which its ``key`` names; see ``evaluate.score_samples``."""
 
 
 class RecordError(ValueError):
-    """The records are not what they should be; the message says which file and why."""
+    """A file of records is wrong; the message says which file and why."""
 
 
 class Records:
-    """A folder of records, to which each rank appends in a file of its own.
+    """A folder of records. Each rank appends to a file of its own.
 
-    Whatever stops the process, what was appended stays; half a line at a file's end is as if it had not been written.
+    Appended records survive whatever stops the process. An incomplete line at the end of a file is ignored.
 
     Args:
-        folder: Where the files are.
-        rank: Which one this process writes to.
+        folder: The folder of the files.
+        rank: Rank of this process.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
-        self.own = folder / f"records-{rank}.jsonl"
+        self.rank_file = folder / f"records-{rank}.jsonl"
 
     def finished(self) -> dict[str, Record]:
-        """The records of all ranks of this and of earlier processes, by key."""
-        found: dict[str, Record] = {}
+        """Return the records of all ranks, of this and of earlier processes, by key."""
+        records: dict[str, Record] = {}
         for file in (self.folder / "records.jsonl", *sorted(self.folder.glob("records-*.jsonl"))):
             if file.is_file():
-                found.update((record["key"], record) for record in read(file))
-        return found
+                records.update((record["key"], record) for record in read(file))
+        return records
 
     def append(self, record: Record) -> None:
-        """Write one record; on return it is on disk."""
+        """Append one record. It is on disk when this returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.own.open("ab+") as file:
-            _cut_half_a_line(file)
+        with self.rank_file.open("ab+") as file:
+            _remove_incomplete_line(file)
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def join(self, keys: Sequence[str]) -> list[Record]:
-        """All records in the order of ``keys``, put into ``records.jsonl`` in place of the ranks' files.
+        """Write all records to ``records.jsonl``, in the order of ``keys``, remove the ranks' files, and return them.
 
         Raises:
-            RecordError: One is missing.
+            RecordError: A record is missing.
         """
-        found = self.finished()
-        missing = [key for key in keys if key not in found]
+        records = self.finished()
+        missing = [key for key in keys if key not in records]
         if missing:
             raise RecordError(f"{self.folder} lacks {len(missing)} of the problems, such as {missing[0]}.")
-        joined = [found[key] for key in keys]
+        joined = [records[key] for key in keys]
         with replacing(self.folder / "records.jsonl") as file:
             file.write_text("".join(json.dumps(record) + "\n" for record in joined))
         for file in self.folder.glob("records-*.jsonl"):
@@ -66,23 +66,23 @@ class Records:
 
 
 def read(file: Path) -> list[Record]:
-    """The records of one file, but for half a line at its end.
+    """Return the records of one file, without an incomplete line at its end.
 
     Raises:
-        RecordError: A whole line is no record.
+        RecordError: A complete line is not a record.
     """
-    found = []
+    records = []
     whole = file.read_bytes().rpartition(b"\n")[0]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
-            found.append({**record, "key": record["key"]})
+            records.append({**record, "key": record["key"]})
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{file}, line {number}, is no record: {error!r}.") from error
-    return found
+    return records
 
 
-def _cut_half_a_line(file: Any) -> None:
+def _remove_incomplete_line(file: Any) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0:
         return

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import cera
 from cera.evaluation.generation import Sampling, TransformersBackend
-from cera.evaluation.lm_eval import judge, located, main, rescore
+from cera.evaluation.lm_eval import judge_by_lm_eval, rescore, resolve_model_args
+from cera.evaluation.lm_eval_command import main
 from cera.evaluation.prompts import Prompt
 
 TASK = REPOSITORY / "configs" / "lm_eval" / "gsm8k_local.yaml"
@@ -105,7 +106,7 @@ def judged(tmp_path_factory, gsm8k) -> Path:
     records = [{"key": str(i), "prompt": "How many?", "gold": GOLD, "samples": [text]} for i, text in enumerate(CASES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CERA_DATA_DIR", str(gsm8k.parent))
-        lines = [json.dumps(sample, default=float) for sample in judge(records)]
+        lines = [json.dumps(sample, default=float) for sample in judge_by_lm_eval(records)]
     file = tmp_path_factory.mktemp("judged") / "samples.jsonl"
     file.write_text("\n".join(lines) + "\n")
     return file
@@ -186,18 +187,21 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch, capsys):
 
 def test_model_args_name_runs_and_bases(adapter, tiny_llama, smol):
     folder = str(adapter / "adapter")
-    assert located({"peft": str(adapter)}) == {"peft": folder, "pretrained": tiny_llama}
-    assert located({"peft": folder, "dtype": "float32"}) == {
+    assert resolve_model_args({"peft": str(adapter)}) == {"peft": folder, "pretrained": tiny_llama}
+    assert resolve_model_args({"peft": folder, "dtype": "float32"}) == {
         "peft": folder, "pretrained": tiny_llama, "dtype": "float32",
     }  # fmt: skip
-    assert located({"peft": str(adapter), "pretrained": "other/base"})["pretrained"] == "other/base"
-    assert located({"peft": "owner/adapter", "pretrained": "gpt2"}) == {"peft": "owner/adapter", "pretrained": "gpt2"}
-    assert (Path(located({"pretrained": smol})["pretrained"]) / "config.json").is_file()
+    assert resolve_model_args({"peft": str(adapter), "pretrained": "other/base"})["pretrained"] == "other/base"
+    assert resolve_model_args({"peft": "owner/adapter", "pretrained": "gpt2"}) == {
+        "peft": "owner/adapter",
+        "pretrained": "gpt2",
+    }
+    assert (Path(resolve_model_args({"pretrained": smol})["pretrained"]) / "config.json").is_file()
 
 
 def test_a_run_on_a_quantized_base_is_not_evaluated_in_full_precision_unasked(adapter, tiny_llama, tmp_path):
     (tmp_path / "adapter").symlink_to(adapter / "adapter")
     (tmp_path / "config.yaml").write_text(f"model: {{base: {tiny_llama}, quantization: nf4}}\n")
     with pytest.raises(ValueError, match="nf4"):
-        located({"peft": str(tmp_path)})
-    assert located({"peft": str(tmp_path / "adapter")})["pretrained"] == tiny_llama
+        resolve_model_args({"peft": str(tmp_path)})
+    assert resolve_model_args({"peft": str(tmp_path / "adapter")})["pretrained"] == tiny_llama

@@ -40,9 +40,9 @@ def test_a_missing_problem_is_named_and_nothing_is_lost(tmp_path):
 def test_half_a_line_is_as_if_it_had_not_been_written(tmp_path, kept):
     records = Records(tmp_path)
     records.append(record("a"))
-    whole = records.own.read_bytes()
+    whole = records.rank_file.read_bytes()
     for before, expected in ((b"", set()), (whole, {"a"})):
-        records.own.write_bytes(before + whole[:kept])
+        records.rank_file.write_bytes(before + whole[:kept])
         assert records.finished().keys() == expected
         records.append(record("b"))
         assert records.finished().keys() == {*expected, "b"}

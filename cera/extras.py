@@ -8,12 +8,13 @@ import importlib.util
 
 TRAIN = (
     "lightning", "torchmetrics", "datasets", "jsonargparse", "omegaconf", "jinja2", "matplotlib", "reasoning_gym",
+    "scipy",
     "tabulate", "tensorboard", "tqdm", "yaml", "gguf",
 )  # fmt: skip
 EXTRAS = {
     "train": TRAIN,
-    "eval": (*TRAIN, "math_verify", "latex2sympy2_extended", "sympy", "scipy"),
-    "studies": (*TRAIN, "scipy"),
+    "eval": (*TRAIN, "math_verify", "latex2sympy2_extended", "sympy"),
+    "studies": TRAIN,
     "deepspeed": ("deepspeed",),
     "quantization": ("bitsandbytes",),
     "trl": ("trl",),

@@ -79,7 +79,7 @@ def table(spectra: dict[str, Layers], ranks: dict[str, dict[str, int]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit status, 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m cera.spectral", description=__doc__)
+    parser = argparse.ArgumentParser(prog="cera spectra", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument("--quantity", choices=["update", "latent", "weight"], default="update")
     parser.add_argument("--data", type=Path, help="chat file to measure all of them on, instead of what runs recorded")

@@ -1,4 +1,4 @@
-"""The documents in packed rows, as prompts to answer."""
+"""The documents in packed rows, as prompts, and the model's answers to them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +6,28 @@ from typing import Any
 from torch import Tensor
 
 from cera.data.chat import IGNORE
+from cera.models.generate import generate
+
+
+def answers(model: Any, tokenizer: Any, batch: dict[str, Any], max_new_tokens: int) -> list[dict[str, str]]:
+    """Answer the prompts of a batch greedily.
+
+    Args:
+        model: The adapted model.
+        tokenizer: The base's tokenizer.
+        batch: See ``prompts``.
+        max_new_tokens: Maximum length of an answer, in tokens.
+
+    Returns:
+        For each document ``prompt`` (up to its first answer), ``answer`` (the model's) and ``reference`` (the
+        dataset's first answer).
+    """
+    records = []
+    for prompt, reference in prompts(batch):
+        answer = generate(model, tokenizer, prompt, max_new_tokens)
+        text = tokenizer.decode(reference, skip_special_tokens=True)
+        records.append({"prompt": tokenizer.decode(prompt), "answer": answer, "reference": text})
+    return records
 
 
 def prompts(batch: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:

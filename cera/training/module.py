@@ -15,18 +15,17 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import cera.adapters  # noqa: F401  # registers CeRA with PEFT
-from cera.models.backbone import Quantization, build_skeleton, load_model, load_tokenizer
-from cera.models.compiled_layers import compile_layers
-from cera.models.generate import generate
+from cera.models.backbone import Quantization, build_skeleton, load_tokenizer
 from cera.models.linear_cross_entropy import ends_in_its_head
 from cera.training import adapter_state, checks, loss
 from cera.training.adalora import RankSchedule
-from cera.training.documents import prompts
+from cera.training.adapted_model import adapted_model
+from cera.training.documents import answers
 from cera.training.perplexity import Perplexity
 from cera.training.precision import AdapterDtype, adapter_autocast, base_dtype
 from cera.training.recipe import adamw, check_recipe, cosine_with_warmup, seed_dropout
@@ -121,21 +120,20 @@ class CausalLM(LightningModule):
             self.check_steps(self.total_steps)
         if self.trainer.state.fn != "predict":  # which computes no loss
             _ = self.head_is_last  # cached before ZeRO-3 is on, which would partition the skeleton
-        dtype = base_dtype(self.trainer.precision)
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
-        with loading():
-            base = load_model(self.base, dtype, self.quantization, self.attn_implementation)
-        fp32 = self.adapter_dtype == "float32"
-        self.model = get_peft_model(base, self.peft_config(), autocast_adapter_dtype=fp32)
-        # the name that the user gave, not the path of a converted copy in this machine's cache
-        self.model.peft_config["default"].base_model_name_or_path = self.base
+        self.model = adapted_model(
+            self.base,
+            self.peft_config(),
+            base_dtype(self.trainer.precision),
+            loading(),
+            self.adapter_dtype == "float32",
+            self.quantization,
+            self.attn_implementation,
+            self.gradient_checkpointing,
+            self.compile_layers,
+        )
         if self.model.peft_config["default"].peft_type == PeftType.ADALORA:
             self.rank_schedule = RankSchedule(self.model)
-        if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.compile_layers:
-            compile_layers(self.model)
-        self.model.train()  # transformers loads in eval mode, where dropout and checkpointing do nothing
 
     def to(self, *args: Any, **kwargs: Any) -> "CausalLM":
         """Move and cast as ``nn.Module.to``, but keep fp32 master weights in fp32 and the perplexity in fp64."""
@@ -281,19 +279,8 @@ class CausalLM(LightningModule):
         self.perplexity.reset()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, str]]:
-        """Answer the batch's prompts greedily.
-
-        Returns:
-            For each document ``prompt`` (up to its first answer), ``answer`` (the model's) and ``reference`` (the
-            dataset's first answer).
-        """
-        assert self.model is not None
-        records = []
-        for prompt, reference in prompts(batch):
-            answer = generate(self.model, self.tokenizer, prompt, self.max_new_tokens)
-            text = self.tokenizer.decode(reference, skip_special_tokens=True)
-            records.append({"prompt": self.tokenizer.decode(prompt), "answer": answer, "reference": text})
-        return records
+        """Answer the batch's prompts greedily; see ``cera.training.documents.answers``."""
+        return answers(self.model, self.tokenizer, batch, self.max_new_tokens)
 
     # Checkpoints
 

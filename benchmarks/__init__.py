@@ -1,6 +1,6 @@
-"""Measurements of speed and memory, side by side: ``python -m benchmarks NAME [--quick]``. Quote the ratios.
+"""Benchmarks of speed and memory against PEFT, TRL and transformers' Trainer: ``python -m benchmarks NAME [--quick]``.
 
-One module a benchmark, each with a ``run(quick) -> Result`` that states its goal and its floor; ``harness`` has what
-they share. Machines differ and are busy with other things: contenders take turns, and only what they need relative to
-each other within a round is reported, as the median over the rounds and the range.
+Each module is one benchmark with a ``run(quick) -> Result``, whose docstring states its goal and its floor; ``harness``
+has the parts that they share. Absolute numbers depend on the machine and its load. Contenders therefore take turns, and
+the ratios within each round are reported, as the median over the rounds with minimum and maximum. Quote the ratios.
 """

@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME [--quick]``: run one benchmark, or ``all``; print a table and save the results.
+"""Runs one benchmark, or all, prints a table and saves the results: ``python -m benchmarks NAME [--quick]``.
 
 ``python -m benchmarks report`` writes docs/performance.md from the saved results of full runs.
 """
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.harness import RESULTS, save, table
+from benchmarks.harness import RESULTS, ratio_table, save
 from benchmarks.process import BenchmarkError
 
 NAMES = (
@@ -19,15 +19,15 @@ NAMES = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 where a benchmark cannot be run."""
+    """Run the command and return its exit status: 2 if a benchmark cannot run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=[*NAMES, "all", "report"], help="which benchmark, or the report")
+    parser.add_argument("name", choices=[*NAMES, "all", "report"], help="a benchmark, all of them, or the report")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: all in under ten minutes")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files go (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.name == "report":
         if options.quick:
-            parser.error("the report is of full results: leave out --quick")
+            parser.error("the report only takes full results: leave out --quick")
         return report(options.results)
     results = []
     for name in NAMES if options.name == "all" else [options.name]:
@@ -40,12 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
         path = save(result, options.quick, options.results)
         print(f"{name}: {time.perf_counter() - start:.0f} s, {path}", file=sys.stderr, flush=True)
         results.append(result)
-    print(table(results))
+    print(ratio_table(results))
     return 0
 
 
 def report(results: Path) -> int:
-    """Write the report and say where it is, and what it leaves unexplained; returns the exit status."""
+    """Write the report, print its files and the goals missed without a note, and return the exit status."""
     from benchmarks.report import NOTES, write
 
     try:
@@ -54,7 +54,7 @@ def report(results: Path) -> int:
         print(f"error: report: {error}", file=sys.stderr)
         return 2
     if unexplained:
-        print(f"no section in {NOTES} says why goals are missed: {', '.join(unexplained)}", file=sys.stderr)
+        print(f"{NOTES} does not explain the missed goals of: {', '.join(unexplained)}", file=sys.stderr)
     print(*files, sep="\n")
     return 0
 

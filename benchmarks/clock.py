@@ -1,4 +1,4 @@
-"""The clock that is the same for all training contenders. Imports no framework: start-up is measured, too."""
+"""The clock of all training contenders. It imports no framework, since start-up is measured, too."""
 
 import json
 import time
@@ -8,11 +8,11 @@ from benchmarks.process import memory, process_age
 
 
 class StepClock:
-    """Notes when each training step begins and ends, and what it trains on.
+    """Records begin, end and size of each training step.
 
     Attributes:
-        steps: ``begin`` and ``end`` in seconds since the process was started, ``tokens`` without padding, ``positions``
-            with it.
+        steps: ``begin`` and ``end`` in seconds since the start of the process; ``tokens`` without padding, and
+            ``positions`` with padding.
     """
 
     def __init__(self) -> None:
@@ -23,13 +23,13 @@ class StepClock:
         return self._offset + time.perf_counter()
 
     def begin(self, tokens: int, positions: int) -> None:
-        """A step has its batch and begins."""
+        """Record that a step begins, with its batch loaded."""
         self.steps.append({"begin": self._now(), "tokens": tokens, "positions": positions})
 
     def end(self) -> None:
-        """The optimizer has made the step."""
+        """Record that the optimizer step is done."""
         self.steps[-1]["end"] = self._now()
 
     def save(self, path: str | Path) -> None:
-        """Write the steps and the peak of memory so far, as JSON."""
+        """Write the steps and the peak memory so far, as JSON."""
         Path(path).write_text(json.dumps({"steps": self.steps, "peak_bytes": memory("VmHWM")}))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.contender cera --base DIRECTORY --data train.jsonl --steps 4 --out measured.json
 
-Each is set up as its documentation has a user do it, on the same model, data and recipe: q_proj and v_proj, bf16, the
-tokenizer's chat template, loss on the answers only. A framework is imported only for its own contender.
+Each contender is set up as its documentation recommends, on the same model, data and recipe: q_proj and v_proj, bf16,
+the tokenizer's chat template, loss on the answers only. A framework is only imported for its own contenders.
 """
 
 import argparse
@@ -25,18 +25,18 @@ NAMES = (
 
 
 @dataclass(frozen=True)
-class Task:
-    """What all contenders do.
+class TrainingTask:
+    """The training task that all contenders share.
 
     Attributes:
         base: A directory in transformers' format.
         data: GSM8K's ``train.jsonl``.
-        steps: Of the optimizer.
-        r: Of the adapter.
-        max_length: Of a document, and of a pack, in tokens.
+        steps: Optimizer steps.
+        r: Rank of the adapter.
+        max_length: Maximum tokens of a document and of a packed row.
         batch_size: Rows of a batch: packs or documents.
-        seed: Of the order of the data.
-        learning_rate: Constant in its effect on speed.
+        seed: Seed of the order of the data.
+        learning_rate: Learning rate; it does not affect speed.
     """
 
     base: str
@@ -49,23 +49,23 @@ class Task:
     learning_rate: float = 3e-4
 
 
-def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False, profile: bool = False) -> None:
-    """``train.py`` with the demo's configuration and callbacks; as for the others, nothing is validated or saved.
+def ours(task: TrainingTask, adapter: str, out: Path, compile_layers: bool = False, profile: bool = False) -> None:
+    """Train as ``train.py`` does, with the demo's configuration and callbacks, without validation and saving.
 
     Args:
-        task: What to do.
+        task: The training task.
         adapter: One of ``configs/adapters``.
-        out: Where the measurements go.
-        compile_layers: Of ``CausalLM``.
-        profile: Say where the time goes, in place of the clock.
+        out: File for the measurements.
+        compile_layers: Option of ``CausalLM``.
+        profile: Record the time by operation instead of the clock.
     """
-    import train
+    from cera.cli.train import main as train
 
-    parts = REPOSITORY / "configs"
-    adapter_file = parts / "adapters" / f"{adapter}.yaml"
-    scaled = {} if adapter == "cera" else {"lora_alpha": 2 * task.r}
+    configs = REPOSITORY / "configs"
+    adapter_file = configs / "adapters" / f"{adapter}.yaml"
+    scaling = {} if adapter == "cera" else {"lora_alpha": 2 * task.r}
     config = {
-        "include": [str(parts / "parts" / "smol.yaml"), str(adapter_file), str(parts / "parts" / "gsm8k.yaml")],
+        "include": [str(configs / "parts" / "smol.yaml"), str(adapter_file), str(configs / "parts" / "gsm8k.yaml")],
         "seed_everything": task.seed,
         "model": {
             "base": task.base,
@@ -73,7 +73,7 @@ def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False, prof
             "compile_layers": compile_layers,
             "adapter": {
                 "class_path": yaml.safe_load(adapter_file.read_text())["model"]["adapter"]["class_path"],
-                "init_args": {"r": task.r, **scaled},
+                "init_args": {"r": task.r, **scaling},
             },
         },
         "data": {
@@ -96,13 +96,13 @@ def ours(task: Task, adapter: str, out: Path, compile_layers: bool = False, prof
         clock = f"benchmarks.lightning_clock.{'OperationClock' if profile else 'LightningClock'}"
         callback = [f"--trainer.callbacks+={clock}", f"--trainer.callbacks.path={out}"]
         arguments = ["--config", str(file), f"--runs={folder}", *callback]
-        status = train.main(arguments)
+        status = train(arguments)
     if status:
         sys.exit(status)
 
 
-def trl(task: Task, out: Path, **options: Any) -> None:
-    """TRL's SFTTrainer on prompts and completions; ``options`` go to its ``SFTConfig``."""
+def trl(task: TrainingTask, out: Path, **options: Any) -> None:
+    """Train TRL's SFTTrainer on prompts and completions; ``options`` are passed to its ``SFTConfig``."""
     from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -123,10 +123,10 @@ def trl(task: Task, out: Path, **options: Any) -> None:
     measure(trainer, out)
 
 
-def transformers_trainer(task: Task, out: Path, use_dora: bool = False, **options: Any) -> None:
-    """transformers' Trainer with a LoRA or DoRA model of PEFT, each batch padded to its longest document.
+def transformers_trainer(task: TrainingTask, out: Path, use_dora: bool = False, **options: Any) -> None:
+    """Train transformers' Trainer on PEFT's LoRA or DoRA, with each batch padded to its longest document.
 
-    ``options`` go to its ``TrainingArguments``.
+    ``options`` are passed to its ``TrainingArguments``.
     """
     from datasets import load_dataset
     from peft import get_peft_model
@@ -151,31 +151,31 @@ def transformers_trainer(task: Task, out: Path, use_dora: bool = False, **option
     measure(trainer, out)
 
 
-def base_model(task: Task) -> Any:
-    """The base in bf16, as for ours."""
+def base_model(task: TrainingTask) -> Any:
+    """Load the base model in bf16, as in ``train.py``."""
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(task.base, dtype=torch.bfloat16)
 
 
-def tokenizer(task: Task) -> Any:
-    """The base's tokenizer."""
+def tokenizer(task: TrainingTask) -> Any:
+    """Load the tokenizer of the base model."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(task.base)
 
 
-def lora(task: Task, use_dora: bool = False) -> Any:
-    """LoRA or DoRA as in ``configs/adapters``."""
+def lora(task: TrainingTask, use_dora: bool = False) -> Any:
+    """Return LoRA or DoRA as configured in ``configs/adapters``."""
     from peft import LoraConfig
 
     targets = ["q_proj", "v_proj"]
     return LoraConfig(r=task.r, lora_alpha=2 * task.r, target_modules=targets, use_dora=use_dora, task_type="CAUSAL_LM")
 
 
-def arguments(task: Task, out: Path) -> dict[str, Any]:
-    """What ``SFTConfig`` and ``TrainingArguments`` are both given; the rest is their default."""
+def arguments(task: TrainingTask, out: Path) -> dict[str, Any]:
+    """Return the arguments of both ``SFTConfig`` and ``TrainingArguments``; all others have their defaults."""
     return {
         "output_dir": str(out.parent / "trainer"),
         "max_steps": task.steps,
@@ -193,31 +193,31 @@ def arguments(task: Task, out: Path) -> dict[str, Any]:
 
 
 def measure(trainer: Any, out: Path) -> None:
-    """Train with the clock at each step, which is not shown to callbacks with its batch, but to ``training_step``."""
+    """Train with the clock at each step. ``training_step`` is wrapped, since callbacks do not receive the batch."""
     from transformers import TrainerCallback
 
     clock = StepClock()
     training_step = trainer.training_step
 
-    def watched(model: Any, inputs: dict[str, Any], *others: Any, **options: Any) -> Any:
+    def timed_step(model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
         clock.begin(int(ids.numel() if mask is None else mask.sum()), ids.numel())
-        return training_step(model, inputs, *others, **options)
+        return training_step(model, inputs, *args, **options)
 
     class EndOfStep(TrainerCallback):
-        def on_step_end(self, *others: Any, **options: Any) -> None:
+        def on_step_end(self, *args: Any, **options: Any) -> None:
             clock.end()
 
-    trainer.training_step = watched
+    trainer.training_step = timed_step
     trainer.add_callback(EndOfStep())
     trainer.train()
     clock.save(out)
 
 
 def main() -> None:
-    """Train the contender; ``--out`` gets its steps (see ``StepClock``) and its peak of memory.
+    """Train the contender, and write its steps (see ``StepClock``) and peak memory to ``--out``.
 
-    With ``--profile``, one of ours: what ``OperationClock`` notes.
+    With ``--profile``, which contenders of ``train.py`` accept, write the records of ``OperationClock`` instead.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=NAMES)
@@ -226,19 +226,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     for name in ("r", "max_length", "batch_size", "seed"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Task, name))
+        parser.add_argument(f"--{name}", type=int, default=getattr(TrainingTask, name))
     parser.add_argument("--profile", action="store_true")
     options = vars(parser.parse_args())
     name, out, profile = options.pop("name"), options.pop("out"), options.pop("profile")
-    task = Task(**options)
-    first, _, how = name.partition("_")
-    if first in ("cera", "lora", "dora"):
-        ours(task, first, out, how == "compiled", profile)
-    elif first == "trainer":
-        transformers_trainer(task, out, use_dora=how == "dora", torch_compile=how == "compiled")
+    task = TrainingTask(**options)
+    kind, _, variant = name.partition("_")
+    if kind in ("cera", "lora", "dora"):
+        ours(task, kind, out, variant == "compiled", profile)
+    elif kind == "trainer":
+        transformers_trainer(task, out, use_dora=variant == "dora", torch_compile=variant == "compiled")
     elif name == "trl_padded":
         trl(task, out, gradient_checkpointing=False)
-    else:  # recomputing activations is SFTConfig's default; the others keep them
+    else:  # SFTConfig recomputes activations by default; the other contenders do not
         trl(task, out, packing=True, gradient_checkpointing=name == "trl_packed_recomputing")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 
-import cera.adapters  # noqa: F401  # makes CeRA a PeftConfig like the others
-from benchmarks.harness import Goal, Result, Row, interleaved, ratios, timed
+import cera.adapters  # noqa: F401  # registers CeRA as a PEFT method
+from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios, timed
 from cera import CeraConfig
 from cera.models.backbone import load_model, load_tokenizer
 
@@ -19,15 +19,15 @@ PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold ha
 def run(quick: bool) -> Result:
     """Goal: at most 1.02 times LoRA's time for a token (the paper reports 1.06).
 
-    Floor: the base without an adapter (contender ``base``), which reads all its weights for each token: 269 MB for
-    SmolLM2 in bf16. The adapters' own products are ``2 r (3 d + kv)`` operations a token and layer, next to nothing;
-    what they cost is the calls.
+    Floor: the base model without an adapter (contender ``base``), which reads all weights for each token: 269 MB for
+    SmolLM2 in bf16. The adapters' products take only ``2 r (3 d + kv)`` operations per token and layer; their cost is
+    the overhead of the calls.
     """
     return compare(BASE, ranks=(64, 128), tokens=64, rounds=3 if quick else 30)
 
 
 def compare(base: str, ranks: Sequence[int], tokens: int, rounds: int) -> Result:
-    """Rounds of base, CeRA, LoRA at each rank; ``tokens`` are generated each time, whatever they are."""
+    """Compare base, CeRA and LoRA at each rank, generating exactly ``tokens`` tokens."""
     tokenizer = load_tokenizer(base)
     messages = [{"role": "user", "content": PROMPT}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -44,19 +44,21 @@ def compare(base: str, ranks: Sequence[int], tokens: int, rounds: int) -> Result
         contenders = {name: timed(partial(decode, model, prompt, tokens)) for name, model in models.items()}
         seconds = interleaved(contenders, rounds)
         rows.append(
-            Row(f"decoding, r={r}: time of CeRA / LoRA", ratios(seconds["cera"], seconds["lora"]), Goal("<=", 1.02))
+            RatioRow(
+                f"decoding, r={r}: time of CeRA / LoRA", ratios(seconds["cera"], seconds["lora"]), Goal("<=", 1.02)
+            )
         )
-        rows.append(Row(f"decoding, r={r}: time of CeRA / base alone", ratios(seconds["cera"], seconds["base"])))
-        details[f"r={r}"] = {name: [second / tokens for second in of] for name, of in seconds.items()}
+        rows.append(RatioRow(f"decoding, r={r}: time of CeRA / base alone", ratios(seconds["cera"], seconds["base"])))
+        details[f"r={r}"] = {name: [second / tokens for second in rounds_] for name, rounds_ in seconds.items()}
     return Result("decoding", rows, "bfloat16", details)
 
 
 def adapted(base: str, config: PeftConfig) -> Any:
-    """``base`` in bf16 with a fresh adapter, in bf16 too, in eval mode."""
+    """Return ``base`` with a fresh adapter, both in bf16, in eval mode."""
     return get_peft_model(load_model(base, torch.bfloat16), config, autocast_adapter_dtype=False).eval()
 
 
 @torch.inference_mode()
 def decode(model: Any, prompt: Any, tokens: int) -> None:
-    """Generate exactly that many tokens."""
+    """Generate exactly ``tokens`` tokens."""
     model.generate(**prompt, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, use_cache=True)

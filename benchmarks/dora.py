@@ -1,17 +1,13 @@
-"""Training on GSM8K against DoRA: in ``train.py``, and PEFT's in transformers' Trainer."""
-
-from dataclasses import replace
+"""Training on GSM8K against DoRA: in ``train.py``, and with PEFT's DoRA in transformers' Trainer."""
 
 from benchmarks.harness import Result
-from benchmarks.training import BASE, compare, gsm8k
-from cera.models.backbone import locate
+from benchmarks.training import compare_on_gsm8k
 
 
 def run(quick: bool) -> Result:
-    """No goal. Measured as the training benchmark is.
+    """No goal. The method is that of the training benchmark.
 
-    Floor: that of training; DoRA computes the norms of all weights anew in each step on top of it.
+    Floor: that of training. In addition, DoRA computes the norms of all weights in each step.
     """
-    names = ("cera", "trainer_dora") if quick else ("cera", "dora", "trainer_dora")
-    found = compare(names, locate(BASE), gsm8k(), steps=4 if quick else 8, rounds=1 if quick else 2)
-    return replace(found, name="dora")
+    contenders = ("cera", "trainer_dora") if quick else ("cera", "dora", "trainer_dora")
+    return compare_on_gsm8k("dora", contenders, quick)

@@ -1,8 +1,8 @@
-"""What ``cera.memory.estimate`` says that training takes, against the peak of processes that train.
+"""Memory estimated by ``cera estimate``, against the measured peak of training processes.
 
     python -m benchmarks.estimate CASE --base DIRECTORY --out FILE
 
-measures one case in a process of its own, and is what the benchmark runs.
+measures one case in a process of its own; the benchmark runs this command.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lightning import Trainer
 from peft import LoraConfig, PeftConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.harness import Goal, Result, Row, interleaved
+from benchmarks.harness import Goal, RatioRow, Result, interleaved
 from benchmarks.process import forget_peak, memory, worker
 from cera import CeraConfig
 from cera.memory.estimate import TrainingRun, estimate
@@ -36,7 +36,7 @@ TINY = LlamaConfig(
     hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, vocab_size=1000
 )  # fmt: skip
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's ``mallopt``."""
+"""Parameters of glibc's ``mallopt``."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Case:
     Attributes:
         model: ``smol`` (SmolLM2-135M) or ``random`` (a Llama of 6 layers, 110M).
         method: ``cera``, ``lora`` or ``dora``.
-        precision: The trainer's.
-        checkpointing: Whether activations are computed again.
-        rows: Of the micro-batch.
-        length: In tokens.
-        r: Of the adapter.
+        precision: Precision of the trainer.
+        checkpointing: Whether activations are recomputed in the backward pass.
+        rows: Rows of the micro-batch.
+        length: Tokens of a row.
+        r: Rank of the adapter.
     """
 
     model: str
@@ -63,19 +63,19 @@ class Case:
 
     @property
     def adapter(self) -> PeftConfig:
-        """On queries and values, as in ``configs/adapters``."""
+        """The adapter on queries and values, as in ``configs/adapters``."""
         targets = ["q_proj", "v_proj"]
         if self.method == "cera":
             return CeraConfig(r=self.r, dropout=0.1, target_modules=targets)
         return LoraConfig(r=self.r, lora_alpha=2 * self.r, use_dora=self.method == "dora", target_modules=targets)
 
     def module(self, base: str) -> CausalLM:
-        """Not built."""
+        """Return the module, not yet built."""
         return CausalLM(base, self.adapter, gradient_checkpointing=self.checkpointing)
 
     def __str__(self) -> str:
-        how = ", checkpointing" if self.checkpointing else ""
-        return f"{self.method} r={self.r} on {self.model}, {self.precision}, {self.rows} x {self.length}{how}"
+        suffix = ", checkpointing" if self.checkpointing else ""
+        return f"{self.method} r={self.r} on {self.model}, {self.precision}, {self.rows} x {self.length}{suffix}"
 
 
 CASES = {
@@ -93,25 +93,25 @@ QUICK = ("cera", "dora_fp32", "lora_checkpointing")
 
 
 def run(quick: bool) -> Result:
-    """Goal: off by a tenth of what was measured at most, to either side.
+    """Goal: an error of at most 10% of the measured memory, in either direction.
 
-    Floor: Python's objects, some 20 MB for a model, are measured and not estimated; nor is what libraries need to run,
-    which a step of a tiny model has loaded before the measurement begins.
+    Floor: Python objects, some 20 MB per model, are measured but not estimated. The memory of libraries is neither
+    estimated nor measured: a step of a tiny model loads them before the measurement begins.
     """
-    return compare({name: CASES[name] for name in QUICK} if quick else CASES, rounds=1)  # memory hardly varies
+    return compare({name: CASES[name] for name in QUICK} if quick else CASES, rounds=1)  # memory barely varies
 
 
 def compare(cases: dict[str, Case], rounds: int) -> Result:
-    """Each case estimated once, and measured in each round."""
+    """Compare the estimate of each case with its measurement in each round."""
     with bases() as folders:
-        measuring = {
+        contenders = {
             name: partial(worker, "benchmarks.estimate", name, "--base", folders[case.model])
             for name, case in cases.items()
         }
-        measured = {name: [one["bytes"] for one in of] for name, of in interleaved(measuring, rounds).items()}
+        measured = {name: [run["bytes"] for run in runs] for name, runs in interleaved(contenders, rounds).items()}
         estimated = {name: estimated_bytes(case, folders[case.model]) for name, case in cases.items()}
     rows = [
-        Row(
+        RatioRow(
             f"memory of {case}: estimate's error / measured",
             [abs(sum(estimated[name].values()) / size - 1) for size in measured[name]],
             Goal("<=", 0.1),
@@ -126,29 +126,29 @@ def compare(cases: dict[str, Case], rounds: int) -> Result:
 
 @contextmanager
 def bases() -> Iterator[dict[str, str]]:
-    """What ``Case.model`` names, as a base that can be loaded."""
+    """Provide the base models named by ``Case.model``."""
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(RANDOM).save_pretrained(folder)
         yield {"smol": SMOL, "random": folder}
 
 
 def estimated_bytes(case: Case, base: str) -> dict[str, int]:
-    """By purpose."""
+    """Return the estimated bytes by purpose."""
     run = TrainingRun(
         case.model, case.method, case.module(base), case.rows, case.length, case.precision, None, devices=1
     )
     return asdict(estimate(run)[0].memory)
 
 
-def keep_nothing() -> None:
-    """Let glibc give memory back at once: what it holds for later is not what training takes."""
+def release_freed_memory() -> None:
+    """Make glibc return freed memory at once, so that its reserves are not measured."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 2**16)
     libc.mallopt(M_TRIM_THRESHOLD, 2**16)
 
 
 def step(module: CausalLM, optimizer: Any, rows: int, length: int) -> None:
-    """A micro-batch, all labelled, two documents a row, upon the gradients of those before; and AdamW's step."""
+    """Accumulate the gradients of a fully labelled micro-batch with two documents per row, and step AdamW."""
     assert module.model is not None
     ids = torch.randint(module.model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
     positions = (torch.arange(length) % (length // 2)).expand(rows, length)
@@ -159,34 +159,34 @@ def step(module: CausalLM, optimizer: Any, rows: int, length: int) -> None:
     optimizer.step()
 
 
-def ready(module: CausalLM, precision: str) -> Any:
-    """Build ``module`` as a trainer does, with gradients and moments there; returns its optimizer."""
+def prepare(module: CausalLM, precision: str) -> Any:
+    """Build ``module`` as a trainer does, create gradients and moments, and return its optimizer."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     module.trainer = Trainer(accelerator="cpu", max_steps=2, precision=precision, **quiet)  # type: ignore[arg-type]
     module.configure_model()
     module.trainer.precision_plugin.convert_module(module)
     for parameter in module.parameters():
-        parameter.data = parameter.data.clone()  # a file that is mapped to memory takes none where it is not read
+        parameter.data = parameter.data.clone()  # memory-mapped weights take no memory until they are read
     optimizer: Any = module.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
     step(module, optimizer, rows=1, length=8)
     return optimizer
 
 
 def main() -> None:
-    """One step; writes how much memory the model, its training state and the step took."""
+    """Run one step, and write the memory of the model, its training state and the step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--base", required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     case = CASES[options.case]
-    keep_nothing()
-    with tempfile.TemporaryDirectory() as folder:  # loads what a first step loads
+    release_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:  # a first step loads libraries
         LlamaForCausalLM(TINY).save_pretrained(folder)
-        ready(case.module(folder), case.precision)
+        prepare(case.module(folder), case.precision)
     before = memory("VmRSS")
     module = case.module(options.base)
-    optimizer = ready(module, case.precision)
+    optimizer = prepare(module, case.precision)
     held = memory("VmRSS")
     forget_peak()
     step(module, optimizer, case.rows, case.length)

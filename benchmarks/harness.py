@@ -1,4 +1,9 @@
-"""What benchmarks share: contenders that take turns, ratios with their spread, saved results."""
+"""The parts that all benchmarks share: interleaved contenders, ratios with their spread, saved results.
+
+seconds = interleaved({"ours": timed(ours), "theirs": timed(theirs)}, rounds=5)
+row = RatioRow("time of ours / theirs", ratios(seconds["ours"], seconds["theirs"]), Goal("<=", 1.0))
+print(ratio_table([Result("example", [row], "bfloat16")]))
+"""
 
 import json
 import statistics
@@ -8,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from cera.cli.tables import table
 from cera.runs.environment import environment as runs_environment
 from cera.runs.files import replacing
 
@@ -23,15 +29,15 @@ class Goal:
     """A bound on a ratio, such as "at most 1.0".
 
     Args:
-        sense: On which side of ``bound`` the ratio should be.
-        bound: The ratio.
+        sense: Side of ``bound`` on which the ratio should be.
+        bound: The bound.
     """
 
     sense: Literal["<=", ">="]
     bound: float
 
     def reached(self, ratio: float) -> bool:
-        """Whether ``ratio`` is on the right side."""
+        """Return whether ``ratio`` is within the bound."""
         return ratio <= self.bound if self.sense == "<=" else ratio >= self.bound
 
     def __str__(self) -> str:
@@ -39,16 +45,16 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: a ratio, measured once a round.
+class RatioRow:
+    """One row of the table: a ratio, measured once per round.
 
     Args:
-        what: What is compared with what.
-        ratios: One a round.
-        goal: What the median should be; ``None`` for a ratio that is told for information.
+        what: Description of the ratio: a quantity of one contender / another.
+        ratios: One ratio per round.
+        goal: Bound for the median; ``None`` for a ratio that is reported without a goal.
 
     Raises:
-        ValueError: There is no ratio.
+        ValueError: ``ratios`` is empty.
     """
 
     what: str
@@ -57,16 +63,16 @@ class Row:
 
     def __post_init__(self) -> None:
         if not self.ratios:
-            raise ValueError(f"row {self.what!r} must have a ratio at least, got none.")
+            raise ValueError(f"row {self.what!r} must have a ratio, got none.")
 
     @property
     def median(self) -> float:
-        """Over the rounds."""
+        """Median over the rounds."""
         return statistics.median(self.ratios)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The smallest and the largest of the rounds."""
+        """Minimum and maximum over the rounds."""
         return min(self.ratios), max(self.ratios)
 
     @property
@@ -77,30 +83,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The result of one benchmark.
 
     Args:
-        name: Of the benchmark.
-        rows: Its lines of the table.
-        dtype: Of the computation.
-        details: Whatever explains the ratios (settings, times, bytes), as JSON takes it.
+        name: Name of the benchmark.
+        rows: Its rows of the table.
+        dtype: Data type of the computation.
+        details: Data that explain the ratios (settings, times, bytes), in JSON types.
     """
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[RatioRow]
     dtype: str
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def table(results: Sequence[Result]) -> str:
-    """One Markdown table of all results."""
-    lines = ["| what | measured ratio (spread) | goal | reached |", "| --- | --- | --- | --- |"]
+def ratio_table(results: Sequence[Result]) -> str:
+    """Format the rows of all results as one Markdown table."""
+    cells = []
     for row in (row for result in results for row in result.rows):
         low, high = row.spread
         spread = f"{_short(low)} to {_short(high)}, n={len(row.ratios)}" if len(row.ratios) > 1 else "n=1"
         reached = {None: "", True: "yes", False: "no"}[row.reached]
-        lines.append(f"| {row.what} | {_short(row.median)} ({spread}) | {row.goal or ''} | {reached} |")
-    return "\n".join(lines)
+        cells.append([row.what, f"{_short(row.median)} ({spread})", str(row.goal or ""), reached])
+    return table(cells, ["what", "measured ratio (spread)", "goal", "reached"], style="markdown", verbatim=())
 
 
 def _short(ratio: float) -> str:
@@ -108,11 +114,7 @@ def _short(ratio: float) -> str:
 
 
 def save(result: Result, quick: bool, folder: Path = RESULTS) -> Path:
-    """Write a result with the environment to ``NAME.json``; a quick one to ``NAME.quick.json``, beside the full one.
-
-    Returns:
-        The file.
-    """
+    """Write a result and the environment to ``NAME.json``, or to ``NAME.quick.json``, and return the path."""
     rows = [
         {**asdict(row), "goal": str(row.goal or ""), "median": row.median, "spread": row.spread, "reached": row.reached}
         for row in result.rows
@@ -140,11 +142,13 @@ def environment() -> dict[str, Any]:
 
 
 def interleaved(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each contender returns in each round; they take turns (A B A B), so a slow minute hits all of them.
+    """Return the values that each contender returns, one per round.
+
+    The contenders take turns (A B A B), so that a slow minute affects all of them.
 
     Args:
-        contenders: Functions that measure, by name.
-        rounds: How often each is called.
+        contenders: Measuring functions by name.
+        rounds: Number of calls of each.
 
     Raises:
         ValueError: ``rounds`` is less than 1.
@@ -159,11 +163,11 @@ def interleaved(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[
 
 
 def timed(function: Callable[[], Any], at_least: float = 0.0) -> Callable[[], float]:
-    """A contender that measures the seconds that a call of ``function`` takes.
+    """Return a contender that measures the seconds that one call of ``function`` takes.
 
     Args:
-        function: What is called, once at least.
-        at_least: Seconds that it is called again and again for; the mean over the calls is taken.
+        function: Called at least once.
+        at_least: Minimum duration in seconds; calls are repeated for that long, and their mean is taken.
     """
 
     def measure() -> float:
@@ -177,5 +181,5 @@ def timed(function: Callable[[], Any], at_least: float = 0.0) -> Callable[[], fl
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Round by round, ``numerator`` in units of ``denominator``. Raises ``ValueError`` for different lengths."""
+    """Return ``numerator / denominator`` round by round; raise ``ValueError`` if their lengths differ."""
     return [n / d for n, d in zip(numerator, denominator, strict=True)]

@@ -9,13 +9,13 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import Goal, Result, Row, interleaved, ratios, timed
+from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios, timed
 from benchmarks.operations import seconds_by_operation
 from cera import CeraConfig
 
 TOKENS = 2048
 SMOL, LLAMA_3_8B = (576, 192), (4096, 1024)
-"""(width of the hidden states, of the keys and values)."""
+"""Width of the hidden states, and width of the keys and values."""
 TIME, MEMORY = Goal("<=", 1.0), Goal("<=", 0.8)
 BASELINES = {
     "LoRA in bf16": "autocast_adapter_dtype=False",
@@ -26,7 +26,7 @@ OTHERS = {
     "LoRA in bf16 with CeRA's dropout": "lora_dropout=0.1, on the input of the adapter",
     "DoRA in bf16": "use_dora=True",
 }
-"""Baselines without a goal."""
+"""Further baselines, without a goal."""
 PROFILED = ("CeRA", "LoRA in bf16")
 
 
@@ -39,7 +39,7 @@ class Pair(nn.Module):
         self.v_proj = nn.Linear(width, kv_width, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (n, width) -> (n, width), (n, kv_width)."""
+        """Map ``x`` (n, width) to (n, width) and (n, kv_width)."""
         return self.q_proj(x), self.v_proj(x)
 
 
@@ -56,25 +56,27 @@ def run(quick: bool) -> Result:
 
 
 def compare(sizes: Sequence[tuple[tuple[int, int], int]], tokens: int, rounds: int, at_least: float = 0.1) -> Result:
-    """Rounds of all contenders for each of the sizes.
+    """Compare all contenders at each size.
 
     Args:
-        sizes: ((width, kv_width), r).
-        tokens: n.
-        rounds: How often each contender has its turn.
-        at_least: Seconds a turn.
+        sizes: Each ((width, kv_width), r).
+        tokens: Number of tokens n.
+        rounds: Number of rounds.
+        at_least: Minimum seconds per contender and round.
     """
     rows, details = [], {}
     for (width, kv_width), r in sizes:
         steps = contenders(width, kv_width, r, tokens)
-        saved = {name: step.saved_bytes() for name, step in steps.items()}  # warms up, too
+        saved = {name: step.saved_bytes() for name, step in steps.items()}  # also warms up
         seconds = interleaved({name: timed(step, at_least) for name, step in steps.items()}, rounds)
         size = f"q/v pair, n={tokens} d={width} r={r}"
         for baseline in [*BASELINES, *OTHERS]:
             time, memory = (TIME, MEMORY) if baseline in BASELINES else (None, None)
             times = ratios(seconds["CeRA"], seconds[baseline])
-            rows.append(Row(f"{size}: time of CeRA / {baseline}", times, time))
-            rows.append(Row(f"{size}: saved bytes of CeRA / {baseline}", [saved["CeRA"] / saved[baseline]], memory))
+            rows.append(RatioRow(f"{size}: time of CeRA / {baseline}", times, time))
+            rows.append(
+                RatioRow(f"{size}: saved bytes of CeRA / {baseline}", [saved["CeRA"] / saved[baseline]], memory)
+            )
         details[size] = {
             "seconds": seconds,
             "saved_bytes": saved,
@@ -85,7 +87,7 @@ def compare(sizes: Sequence[tuple[tuple[int, int], int]], tokens: int, rounds: i
 
 
 def floor(width: int, kv_width: int, r: int, tokens: int) -> dict[str, int]:
-    """Operations of the frozen pair and of the adapter, forward and backward; bytes of the input in bf16."""
+    """Return the operations of the frozen pair and the adapter (forward, backward), and the input's bytes in bf16."""
     return {
         "frozen_flops": 4 * tokens * width * (width + kv_width),
         "adapter_flops": 6 * tokens * r * (3 * width + kv_width),
@@ -95,12 +97,12 @@ def floor(width: int, kv_width: int, r: int, tokens: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Step:
-    """A forward and backward of ``model``; the input wants a gradient, as in any layer but the first adapted one.
+    """A forward and backward pass of ``model``. The input requires a gradient, as in all layers but the first.
 
     Args:
         model: Maps ``x`` to one output for each of ``gradients``.
-        x: (n, width).
-        gradients: Of the loss with respect to the outputs.
+        x: Input, (n, width).
+        gradients: Gradients of the loss with respect to the outputs.
         autocast: Whether the forward pass runs under autocast to bf16.
     """
 
@@ -110,7 +112,7 @@ class Step:
     autocast: bool = False
 
     def __call__(self) -> None:
-        """Both passes, after which the gradients are dropped."""
+        """Run both passes and discard the gradients."""
         hidden = self.x.detach().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             outputs = self.model(hidden)
@@ -118,22 +120,22 @@ class Step:
         self.model.zero_grad(set_to_none=True)
 
     def saved_bytes(self) -> int:
-        """Bytes that autograd keeps for the backward pass: each storage once, the parameters' not."""
+        """Return the bytes that autograd saves for the backward pass, each storage once, without parameters."""
         parameters = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        kept: dict[int, torch.UntypedStorage] = {}  # holds on to them, so that no address comes twice
+        saved: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that no address is reused
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in parameters:
-                kept[storage.data_ptr()] = storage
+                saved[storage.data_ptr()] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self()
-        return sum(storage.nbytes() for storage in kept.values())
+        return sum(storage.nbytes() for storage in saved.values())
 
     def operations(self, calls: int = 10) -> dict[str, float]:
-        """Seconds of a call in each kind of torch's operations, those within it left out, by its name."""
+        """Return the seconds per call in each torch operation, without nested ones, by name."""
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             for _ in range(calls):
                 self()
@@ -142,10 +144,10 @@ class Step:
 
 
 def contenders(width: int, kv_width: int, r: int, tokens: int) -> dict[str, Step]:
-    """A step of each contender, by name; all have the same frozen weights and input."""
+    """Return a step of each contender by name; all share frozen weights and input."""
     targets = ["q_proj", "v_proj"]
     cera = CeraConfig(r=r, dropout=0.1, target_modules=targets)  # as in configs/adapters
-    lora, dropping, dora = (
+    lora, lora_with_dropout, dora = (
         LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, **options)
         for options in ({}, {"lora_dropout": 0.1}, {"use_dora": True})
     )
@@ -166,6 +168,6 @@ def contenders(width: int, kv_width: int, r: int, tokens: int) -> dict[str, Step
         "LoRA in bf16": step(lora),
         "LoRA as get_peft_model makes it": step(lora, fp32=True),
         "LoRA under autocast": step(lora, fp32=True, autocast=True),
-        "LoRA in bf16 with CeRA's dropout": step(dropping),
+        "LoRA in bf16 with CeRA's dropout": step(lora_with_dropout),
         "DoRA in bf16": step(dora),
     }

@@ -1,4 +1,4 @@
-"""Callbacks that measure a run of ``train.py`` from within."""
+"""Lightning callbacks that measure a training run."""
 
 import json
 import time
@@ -15,10 +15,10 @@ from cera.callbacks import SpectralTracker
 
 
 class LightningClock(Callback):
-    """Sets the clock of the training contenders.
+    """Runs the clock of the training contenders.
 
     Args:
-        path: Where the measurements go at the end of training.
+        path: File for the measurements, written at the end of training.
     """
 
     def __init__(self, path: str) -> None:
@@ -26,27 +26,27 @@ class LightningClock(Callback):
         self.clock = StepClock()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Each batch is a step: the benchmark does not accumulate."""
+        """Begin a step; each batch is one, since the benchmark does not accumulate gradients."""
         self.clock.begin(batch["n_tokens"], batch["tokens"].numel())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The optimizer has made the step, and the callbacks before this one have logged it."""
+        """End the step, after the optimizer step and the callbacks before this one."""
         self.clock.end()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Write the measurements."""
         self.clock.save(self.path)
 
 
 class OperationClock(Callback):
-    """Notes the seconds of a step in each kind of operation, those within it left out.
+    """Records the seconds per step in each kind of operation, without nested ones.
 
     Args:
-        path: Where the measurements go at the end of training: ``operations``, seconds by name, and ``seconds``, of
-            the whole step, both with the profiler at work.
-        warmup: Steps that are not looked at.
+        path: File for the measurements, written at the end of training: ``operations``, seconds by name, and
+            ``seconds`` of the whole step, both with the profiler running.
+        warmup: Number of steps before the profile starts.
     """
 
     def __init__(self, path: str, warmup: int = 2) -> None:
@@ -56,26 +56,26 @@ class OperationClock(Callback):
         self._start = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """After the warm-up, begin."""
+        """Start the profiler after the warm-up."""
         if batch_idx == self.warmup:
             self._profile.start()
             self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Write the measurements."""
         steps = trainer.global_step - self.warmup
         seconds = (time.perf_counter() - self._start) / steps
         self._profile.stop()
-        found = {"operations": seconds_by_operation(self._profile, steps), "seconds": seconds}
-        Path(self.path).write_text(json.dumps(found))
+        measured = {"operations": seconds_by_operation(self._profile, steps), "seconds": seconds}
+        Path(self.path).write_text(json.dumps(measured))
 
 
 class TrackerClock(Callback):
-    """Notes the seconds that ``SpectralTracker`` takes at each validation, and that each training step takes.
+    """Records the seconds that ``SpectralTracker`` takes at each validation, and those of each training step.
 
     Args:
-        path: Where the measurements go at the end of training: ``tracking`` and ``steps``, lists of seconds, and
-            ``logged``, the tracker's own ``spectra/cost`` at the end.
+        path: File for the measurements, written at the end of training: ``tracking`` and ``steps``, lists of seconds,
+            and ``logged``, the final ``spectra/cost`` logged by the tracker.
     """
 
     def __init__(self, path: str) -> None:
@@ -96,19 +96,19 @@ class TrackerClock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A step is made."""
+        """Record the duration of the step."""
         self.steps.append(time.perf_counter() - self._start)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What was spent up to here belongs to earlier validations."""
+        """Note the tracker's time spent in earlier validations."""
         self._before = self._spent(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What was spent since belongs to this one; the base alone, before the first step, is not tracked."""
+        """Record the tracker's time in this validation; the sanity check is not tracked."""
         if not trainer.sanity_checking:
             self.tracking.append(self._spent(trainer) - self._before)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Write the measurements."""
         logged = float(trainer.callback_metrics["spectra/cost"])
         Path(self.path).write_text(json.dumps({"tracking": self.tracking, "steps": self.steps, "logged": logged}))

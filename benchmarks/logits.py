@@ -1,8 +1,8 @@
-"""Peak memory of a training step where the vocabulary is large: logits at labelled positions only, or everywhere.
+"""Peak memory of a training step with a large vocabulary: logits at labelled positions only, or at all positions.
 
     python -m benchmarks.logits {ours,full} --out FILE
 
-measures one step in a process of its own, and is what the benchmark runs.
+measures one step in a process of its own; the benchmark runs this command.
 """
 
 import argparse
@@ -16,20 +16,21 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.harness import Goal, Result, Row, interleaved, ratios
+from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios
 from benchmarks.process import forget_peak, memory, worker
 from cera import CeraConfig
 from cera.data.chat import IGNORE
+from cera.memory.activations import cpu_trainer
 from cera.training.module import CausalLM
 
 ADAPTER = CeraConfig(r=64, dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 LABELLED = 0.6
-"""Share of the tokens that belong to an answer."""
+"""Share of the tokens that carry labels."""
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of the model and of its batch."""
+class StepSize:
+    """Vocabulary of the model, and rows and length of its batch."""
 
     vocabulary: int = 128_256  # Llama-3's
     rows: int = 4
@@ -37,24 +38,24 @@ class Size:
 
 
 def run(quick: bool) -> Result:
-    """Goal: at most half of the growth in memory that a step with all logits has.
+    """Goal: at most half of the memory growth of a step that computes all logits.
 
-    Floor of the full way: logits and their gradient in fp32, ``2 * 4 * n * vocabulary`` bytes, 2.1 GB for the
-    2048 tokens here; of ours, no more than one row of logits at a time, since a cross-entropy can be computed in
-    pieces, and so what the layers below keep.
+    Floor with all logits: logits and their gradient in fp32, ``2 * 4 * n * vocabulary`` bytes, 2.1 GB for the 2048
+    tokens here. Floor of CeRA Lab: one row of logits at a time, since the cross-entropy can be computed in chunks, and
+    the tensors that the layers below save.
     """
-    size = Size()
+    size = StepSize()
     arguments = ["--vocabulary", str(size.vocabulary), "--rows", str(size.rows), "--length", str(size.length)]
     contenders = {way: partial(worker, "benchmarks.logits", way, *arguments) for way in ("ours", "full")}
-    found = interleaved(contenders, 1 if quick else 3)
-    grown = {way: [one["bytes"] for one in of] for way, of in found.items()}
+    steps = interleaved(contenders, 1 if quick else 3)
+    growth = {way: [step["bytes"] for step in rounds] for way, rounds in steps.items()}
     what = f"step at vocabulary {size.vocabulary}: peak memory with logits at labels / everywhere"
-    row = Row(what, ratios(grown["ours"], grown["full"]), Goal("<=", 0.5))
-    return Result("logits", [row], "bfloat16", {**vars(size), "labelled": LABELLED, "bytes": grown, "steps": found})
+    row = RatioRow(what, ratios(growth["ours"], growth["full"]), Goal("<=", 0.5))
+    return Result("logits", [row], "bfloat16", {**vars(size), "labelled": LABELLED, "bytes": growth, "steps": steps})
 
 
 def module(vocabulary: int, layers: int = 2, adapter: PeftConfig = ADAPTER) -> CausalLM:
-    """A random Llama of SmolLM2's width with the adapter, both in bf16, ready for ``answer_nll``."""
+    """Return a random Llama of SmolLM2's width with the adapter, both in bf16, ready for ``answer_nll``."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -65,16 +66,17 @@ def module(vocabulary: int, layers: int = 2, adapter: PeftConfig = ADAPTER) -> C
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    # made in bf16: weights made in fp32 first would leave their memory to the step that is measured
+    # created in bf16: the memory of fp32 weights would be reused by the step that is measured
     base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
-    found = CausalLM(base="random", adapter=adapter)
-    found.head_is_last = True  # otherwise read from the skeleton of the named base
-    found.model = get_peft_model(base, adapter, autocast_adapter_dtype=False).train()
-    return found
+    model = CausalLM(base="random", adapter=adapter)
+    model.trainer = cpu_trainer("bf16-true")
+    model.head_is_last = True  # otherwise derived from a skeleton of the named base
+    model.model = get_peft_model(base, adapter, autocast_adapter_dtype=False).train()
+    return model
 
 
 def batch(vocabulary: int, rows: int, length: int) -> dict[str, Tensor]:
-    """Random tokens, of which the last ``LABELLED`` of each row are labelled."""
+    """Return random tokens, the last ``LABELLED`` share of each row with labels."""
     ids = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, : round((1 - LABELLED) * length)] = IGNORE
@@ -82,7 +84,7 @@ def batch(vocabulary: int, rows: int, length: int) -> dict[str, Tensor]:
 
 
 def loss(way: str, module: CausalLM, batch: dict[str, Tensor]) -> Tensor:
-    """The mean loss over the labels: by ``CausalLM.answer_nll`` for ``ours``, by transformers for ``full``."""
+    """Return the mean loss over the labels: ``CausalLM.answer_nll`` for ``ours``, transformers' loss for ``full``."""
     if way == "ours":
         return module.answer_nll(batch)[0].mean()
     assert module.model is not None
@@ -90,16 +92,16 @@ def loss(way: str, module: CausalLM, batch: dict[str, Tensor]) -> Tensor:
 
 
 def main() -> None:
-    """One step, forward and backward; writes by how much the memory grew at most, and the loss."""
+    """Run one forward and backward pass, and write the peak growth in memory and the loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("way", choices=["ours", "full"])
-    parser.add_argument("--vocabulary", type=int, default=Size.vocabulary)
-    parser.add_argument("--rows", type=int, default=Size.rows)
-    parser.add_argument("--length", type=int, default=Size.length)
+    parser.add_argument("--vocabulary", type=int, default=StepSize.vocabulary)
+    parser.add_argument("--rows", type=int, default=StepSize.rows)
+    parser.add_argument("--length", type=int, default=StepSize.length)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model = module(options.vocabulary)
-    loss(options.way, model, batch(options.vocabulary, 1, 8)).backward()  # loads what a first step loads
+    loss(options.way, model, batch(options.vocabulary, 1, 8)).backward()  # a first step loads libraries
     model.zero_grad(set_to_none=True)
     before = memory("VmRSS")
     forget_peak()

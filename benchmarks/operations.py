@@ -1,4 +1,4 @@
-"""Where time goes, by kind of operation."""
+"""Time by kind of operation, from torch's profiler."""
 
 from collections import Counter
 
@@ -8,15 +8,15 @@ COMPILED = "compiled code"
 
 
 def seconds_by_operation(profiled: profile, calls: int) -> dict[str, float]:
-    """Seconds of a call in each kind of operation, those within it left out.
+    """Return the seconds per call that each kind of operation takes, without those of nested operations.
 
     Args:
-        profiled: A profile that has ended.
-        calls: How many it saw.
+        profiled: A finished profile.
+        calls: Number of calls that it covers.
 
     Returns:
-        By the operation's name: ``aten::mm`` and the like, ``COMPILED`` for what ``torch.compile`` has fused, and
-        whatever else was noted.
+        Seconds by the operation's name: ``aten::mm`` and the like, ``COMPILED`` for code fused by ``torch.compile``,
+        and other recorded events.
     """
     spent: Counter[str] = Counter()
     for event in profiled.key_averages():

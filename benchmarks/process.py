@@ -1,4 +1,4 @@
-"""Processes of their own, and what they measure of themselves. Imports no framework: start-up is measured, too."""
+"""Worker processes, and their own age and memory. Imports no framework, since start-up is measured, too."""
 
 import json
 import os
@@ -15,14 +15,14 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 class BenchmarkError(ValueError):
-    """A benchmark cannot be run; the message says what is missing."""
+    """A benchmark cannot run; the message says what is missing."""
 
 
 def worker(module: str, *arguments: str) -> Any:
-    """Run ``python -m MODULE ARGUMENTS --out FILE`` and return the JSON it leaves in the file.
+    """Run ``python -m MODULE ARGUMENTS --out FILE`` and return the JSON that it writes to the file.
 
     Raises:
-        BenchmarkError: It failed; the message ends with what it printed last.
+        BenchmarkError: The process failed; the message ends with the last lines that it printed.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
@@ -42,25 +42,25 @@ def worker(module: str, *arguments: str) -> Any:
 
 
 def process_age() -> float:
-    """Seconds since this process was started, to about 10 ms."""
+    """Return the seconds since the start of this process, to about 10 ms."""
     return time.time() - psutil.Process().create_time()
 
 
 def memory(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Bytes of this process that are resident now (``VmRSS``), or were at the peak (``VmHWM``).
+    """Return the resident bytes of this process: current (``VmRSS``) or peak (``VmHWM``).
 
-    Not ``ru_maxrss``, which begins with the size of the process that this one was forked from.
+    ``ru_maxrss`` is not used, since it starts at the size of the parent process.
 
     Raises:
-        BenchmarkError: Not on Linux.
+        BenchmarkError: The system is not Linux.
     """
     try:
         status = Path("/proc/self/status").read_text()
     except FileNotFoundError as error:
-        raise BenchmarkError("Memory is measured with /proc/self/status, which only Linux has.") from error
+        raise BenchmarkError("Memory is read from /proc/self/status, which only Linux provides.") from error
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
 
 
 def forget_peak() -> None:
-    """Let ``memory("VmHWM")`` begin anew, at what is resident now (see ``man 5 proc_pid_clear_refs``)."""
+    """Reset ``memory("VmHWM")`` to the currently resident bytes (see ``man 5 proc_pid_clear_refs``)."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""From the start of the process to the first training step, caches warm: ``train.py`` and transformers' Trainer."""
+"""Time from the start of the process to the first training step, with warm caches: ``train.py`` and the Trainer."""
 
 import re
 import subprocess
@@ -7,39 +7,42 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import Goal, Result, Row, interleaved, ratios
+from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios
 from benchmarks.process import REPOSITORY
 from benchmarks.training import BASE, contending, gsm8k
 from cera.models.backbone import locate
 
 IMPORTS = {
-    "cera": "import train",
+    "cera": "import cera.cli.train",
     "trainer": "from datasets import load_dataset; from peft import get_peft_model; "
     "from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer",
 }
-"""What each needs before it does anything."""
+"""Imports that each contender needs before it starts."""
 
 
 def run(quick: bool) -> Result:
-    """Goal: no longer than the Trainer with PEFT's LoRA.
+    """Goal: at most the time of the Trainer with PEFT's LoRA.
 
-    Floor: the imports. Ours are the Trainer's, and Lightning's and torchmetrics'.
+    Floor: the imports. ``train.py`` imports the same packages as the Trainer, plus Lightning and torchmetrics.
     """
     return compare(locate(BASE), gsm8k(), rounds=1 if quick else 9)
 
 
 def compare(base: str, data: Path, rounds: int, options: Sequence[str] = ()) -> Result:
-    """Rounds of one step each, after one that fills the caches; arguments as in ``benchmarks.training.compare``."""
+    """Compare runs of one step, after one that fills the caches; see ``benchmarks.training.compare``."""
     starts = {name: contending(base, data, options, name, 1) for name in IMPORTS}
     interleaved(starts, rounds=1)
     runs = interleaved(starts, rounds)
     begun, ended = (
-        {name: [one["steps"][0][moment] for one in of] for name, of in runs.items()} for moment in ("begin", "end")
+        {name: [run["steps"][0][moment] for run in rounds_] for name, rounds_ in runs.items()}
+        for moment in ("begin", "end")
     )
     what = "start-up: from the start of the process to the first step"
     rows = [
-        Row(f"{what}, CeRA in train.py / Trainer + LoRA", ratios(begun["cera"], begun["trainer"]), Goal("<=", 1.0)),
-        Row(f"{what}'s end (ours is larger), the same", ratios(ended["cera"], ended["trainer"])),
+        RatioRow(
+            f"{what}, CeRA in train.py / Trainer + LoRA", ratios(begun["cera"], begun["trainer"]), Goal("<=", 1.0)
+        ),
+        RatioRow(f"{what}'s end (ours is larger), the same", ratios(ended["cera"], ended["trainer"])),
     ]
     imports = {name: import_seconds(statement) for name, statement in IMPORTS.items()}
     details = {"seconds_to_first_step": begun, "seconds_to_its_end": ended, "import_seconds": imports}
@@ -47,7 +50,7 @@ def compare(base: str, data: Path, rounds: int, options: Sequence[str] = ()) -> 
 
 
 def import_seconds(statement: str) -> dict[str, float]:
-    """Seconds that each package's own modules take when ``statement`` is run in a process of its own."""
+    """Return the import seconds of each package's own modules when a fresh process runs ``statement``."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", statement],
         cwd=REPOSITORY,

@@ -1,8 +1,8 @@
-"""What it costs to follow the spectra through training: ``SpectralTracker`` in a run of the demo's configuration.
+"""Cost of tracking the spectra during training: ``SpectralTracker`` in a run of the demo's configuration.
 
     python -m benchmarks.tracking --interval 50 --steps 100 --out FILE
 
-trains in a process of its own, and is what the benchmark runs.
+trains in a process of its own; the benchmark runs this command.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.harness import Goal, Result, Row
+from benchmarks.harness import Goal, RatioRow, Result
 from benchmarks.process import REPOSITORY, worker
 from cera.cli.compose import compose
 
@@ -21,47 +21,49 @@ CONFIG = REPOSITORY / "configs" / "smol_cera.yaml"
 
 
 def run(quick: bool) -> Result:
-    """Goal: at most 1% of the time of training, at the interval of the demo's configuration.
+    """Goal: at most 1% of the training time, at the interval of the demo's configuration.
 
-    The share is the tracker's time at a validation over that of the training steps between two validations; the time of
-    the validations themselves is left out of the whole, so the true share is smaller. Quick runs validate more often
-    than the configuration does, and scale. Floor: for each layer one QR decomposition in fp64 of its latents at the n
+    The share is the tracker's time at a validation over the time of the training steps between two validations. The
+    validations themselves are not counted as training time, so the true share is smaller. Quick runs validate more
+    often than configured, and scale the share. Floor: one QR decomposition in fp64 per layer, of its latents at the n
     tokens that are read, ``2 n r^2`` operations.
     """
     interval = compose(CONFIG)["trainer"]["val_check_interval"]
-    return measure(interval, every=4 if quick else interval, validations=2)
+    return measure(interval, measured_interval=4 if quick else interval, validations=2)
 
 
-def measure(interval: int, every: int, validations: int, options: Sequence[str] = ()) -> Result:
-    """A run that validates every so many steps, scaled to validations every ``interval`` steps.
+def measure(interval: int, measured_interval: int, validations: int, options: Sequence[str] = ()) -> Result:
+    """Measure a run that validates every ``measured_interval`` steps, and scale the share to every ``interval`` steps.
 
     Args:
-        interval: Steps between two validations, of which the share is told.
-        every: Steps between two validations that are made.
-        validations: How many are made.
+        interval: Steps between two validations for which the share is reported.
+        measured_interval: Steps between two validations of the run.
+        validations: Number of validations of the run.
         options: Further arguments of ``train.py``.
     """
-    steps = ["--interval", str(every), "--steps", str(every * validations)]
-    found = worker("benchmarks.tracking", *steps, *options)
-    step = median(found["steps"])
+    steps = ["--interval", str(measured_interval), "--steps", str(measured_interval * validations)]
+    measured = worker("benchmarks.tracking", *steps, *options)
+    step = median(measured["steps"])
     what = f"spectral tracking every {interval} steps: share of training time"
-    row = Row(what, [seconds / (interval * step) for seconds in found["tracking"]], Goal("<=", 0.01))
-    return Result("tracking", [row], "bfloat16", {"interval": interval, "measured_every": every, **found})
+    row = RatioRow(what, [seconds / (interval * step) for seconds in measured["tracking"]], Goal("<=", 0.01))
+    return Result(
+        "tracking", [row], "bfloat16", {"interval": interval, "measured_every": measured_interval, **measured}
+    )
 
 
 def train_tracked(interval: int, steps: int, out: Path, options: Sequence[str]) -> Any:
-    """Run ``train.py`` with the demo's configuration, nothing saved or answered; returns its exit status."""
-    import train
+    """Train with the demo's configuration, without saving and answering; return the exit status."""
+    from cera.cli.train import main as train
 
     with tempfile.TemporaryDirectory() as folder:
-        return train.main(
+        return train(
             [
                 f"--config={CONFIG}",
                 f"--runs={folder}",
                 f"--trainer.max_steps={steps}",
                 f"--trainer.val_check_interval={interval}",
                 "--trainer.num_sanity_val_steps=0",
-                "--trainer.limit_val_batches=2",  # as many as the tracker reads
+                "--trainer.limit_val_batches=2",  # the number that the tracker reads
                 "--trainer.enable_checkpointing=false",
                 "--trainer.enable_progress_bar=false",
                 "--answer_tokens=0",
@@ -73,7 +75,7 @@ def train_tracked(interval: int, steps: int, out: Path, options: Sequence[str]) 
 
 
 def main() -> None:
-    """Train; ``--out`` gets what ``TrackerClock`` notes. Further arguments are ``train.py``'s."""
+    """Train, and write the records of ``TrackerClock`` to ``--out``; further arguments are those of ``train.py``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interval", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)

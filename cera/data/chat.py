@@ -1,4 +1,4 @@
-"""From messages to tokens: the tokenizer's own chat template, and a label on every token of an answer."""
+"""Renders conversations by the tokenizer's chat template, and labels the tokens of the answers."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +9,7 @@ Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": ...}``, as chat templates take it."""
 
 IGNORE = -100
-"""Label of a token that carries no loss (the value ``torch.nn.functional.cross_entropy`` ignores by default)."""
+"""Label of a token without loss: the value that ``torch.nn.functional.cross_entropy`` ignores by default."""
 
 FALLBACK_TEMPLATE = """\
 {{ bos_token or '' }}
@@ -18,11 +18,11 @@ FALLBACK_TEMPLATE = """\
 {%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif -%}"""
-"""For base models without a chat template (Llama-3-8B): headings in plain text after BOS, EOS after each answer."""
+"""Template for base models without one, such as Llama-3-8B: BOS, headings in plain text, EOS after each answer."""
 
 
 class TemplateError(ValueError):
-    """The chat template cannot be used to tell answers from prompts."""
+    """The chat template does not allow answers to be told from prompts."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,16 @@ class Document:
 
     @property
     def n_labels(self) -> int:
-        """How many tokens carry loss."""
+        """Number of tokens with loss."""
         return sum(label != IGNORE for label in self.labels)
 
 
 def check_messages(messages: Any) -> list[Message]:
-    """Return ``messages`` if they are a conversation with an answer to learn from, else raise ``ValueError``."""
+    """Return ``messages`` if they are a conversation with an answer to learn from.
+
+    Raises:
+        ValueError: They are not; the message says in which way.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError("the conversation is empty")
     for message in messages:
@@ -65,9 +69,12 @@ def check_messages(messages: Any) -> list[Message]:
 
 
 def render(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False) -> str:
-    """The conversation as the model reads it, by the tokenizer's chat template.
+    """Return the conversation as the model reads it, rendered by the tokenizer's chat template.
 
-    ``FALLBACK_TEMPLATE`` is set on a tokenizer that has none. Raises ``ValueError`` if the template refuses it.
+    ``FALLBACK_TEMPLATE`` is set on a tokenizer without a template.
+
+    Raises:
+        ValueError: The template refuses the conversation.
     """
     _ensure_template(tokenizer)
     options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
@@ -83,20 +90,20 @@ def _ensure_template(tokenizer: Any) -> None:
 
 
 class ChatEncoder:
-    """Renders conversations with a tokenizer's chat template and marks the answers' tokens.
+    """Renders conversations by a tokenizer's chat template and labels the tokens of the answers.
 
-    An answer's span runs from the end of the generation prompt to the end of the turn, its end-of-turn token
-    included, so that the model learns to stop. The whole text is tokenized once and characters are mapped to
-    tokens by offsets: no token is split differently because of where a turn ends.
+    An answer spans from the end of the generation prompt to the end of the turn, including the end-of-turn token, so
+    that the model learns to stop. The whole text is tokenized once and characters are mapped to tokens by offsets, so
+    the end of a turn does not change how the text is split into tokens.
 
     Args:
         tokenizer: A fast transformers tokenizer. ``FALLBACK_TEMPLATE`` is set on it if it has no template.
-        max_length: Longest document in tokens.
-        overlong: What happens to a longer one: ``"truncate"`` keeps its first ``max_length`` tokens, ``"drop"``
-            leaves it out. A document that has no labelled token (left) is always left out.
+        max_length: Maximum number of tokens of a document.
+        overlong: ``"truncate"`` keeps the first ``max_length`` tokens of a longer document, ``"drop"`` leaves it out.
+            A document without a labelled token is left out in any case.
 
     Raises:
-        TemplateError: The tokenizer has no offsets (is not a fast one).
+        TemplateError: The tokenizer is not a fast one and gives no offsets.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, overlong: Literal["truncate", "drop"] = "truncate") -> None:
@@ -108,18 +115,18 @@ class ChatEncoder:
         self.overlong = overlong
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as the model reads it. Raises ``ValueError`` if the template refuses it."""
+        """Return the conversation as the model reads it; see ``render``."""
         return render(self.tokenizer, messages, add_generation_prompt)
 
     def answer_spans(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text, and (start, end) of each answer in its characters."""
+        """Return the rendered text, and the (start, end) of each answer in characters."""
         text = self.render(messages)
         spans = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             turn = self.render(messages[: i + 1])
-            if i == 0:  # templates render no prompt without a turn before it
+            if i == 0:  # without a turn before it, templates render no generation prompt
                 prompt = turn[: turn.rindex(message["content"].strip())]
             else:
                 prompt = self.render(messages[:i], add_generation_prompt=True)
@@ -132,7 +139,11 @@ class ChatEncoder:
         return text, spans
 
     def __call__(self, messages: list[Message]) -> Document | None:
-        """Encode one conversation; ``None`` where the length policy leaves it out."""
+        """Encode one conversation.
+
+        Returns:
+            The document; ``None`` if it is left out because of its length.
+        """
         text, spans = self.answer_spans(messages)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -146,6 +157,6 @@ class ChatEncoder:
                 span += 1
             if span < len(spans) and start >= spans[span][0]:
                 labels[i] = ids[i]
-        labels[0] = IGNORE  # nothing comes before it to predict it from
+        labels[0] = IGNORE  # no token before it predicts it
         document = Document(ids, labels)
         return document if document.n_labels else None

@@ -1,4 +1,4 @@
-"""The DataModule: a dataset, its held-out rows, a tokenizer, and two streams of batches."""
+"""The LightningDataModule: training and held-out rows of a dataset as two streams of batches."""
 
 import dataclasses
 import json
@@ -20,14 +20,14 @@ from cera.models.backbone import load_tokenizer
 from cera.runs.checkpoints import CheckpointError, differences
 
 SPLIT_SEED = 0
-"""Seed of the held-out rows. Not the run's: every run of a study is validated on the same rows."""
+"""Seed of the choice of held-out rows. It is not the run's: all runs of a study are validated on the same rows."""
 
 
 class Question(NamedTuple):
     """A held-out conversation that ends in a question and its answer.
 
     Attributes:
-        prompt: All before the answer, rendered with the chat template.
+        prompt: The conversation before the answer, rendered by the chat template.
         problem: The question itself.
         reference: The dataset's answer.
     """
@@ -42,19 +42,19 @@ class ChatData(LightningDataModule):
 
     Args:
         dataset: The training set.
-        tokenizer: What ``model.base`` names (a configuration links the two).
-        validation: A set of its own for validation; ``None`` holds rows of ``dataset`` out.
-        validation_rows: How many rows are held out: a fixed random choice from a set with random access, the first
-            rows of a stream. With ``validation`` given, how many of its rows are used (0: all).
-        batch_size: Rows of ``max_length`` tokens (or documents, without packing) per device and micro-batch.
-        max_length: Longest document, and length of a pack, in tokens.
-        overlong: Longer documents are cut to their first ``max_length`` tokens, or dropped.
-        packing: Put several documents into one row, with positions and attention apart.
-        shuffle_buffer: Rows in a block of a stream that is shuffled at a time.
-        max_malformed: Share of malformed rows, in [0, 1], past which reading stops with an error.
+        tokenizer: The model whose tokenizer is used, named as ``model.base`` (a configuration links the two).
+        validation: A separate set for validation; ``None`` holds out rows of ``dataset``.
+        validation_rows: Number of held-out rows: a fixed random choice from a set with random access, the first rows
+            of a stream. With ``validation``, the number of its rows to use (0: all).
+        batch_size: Number of rows of ``max_length`` tokens (without packing: of documents) per device and micro-batch.
+        max_length: Maximum number of tokens of a document, and of a pack.
+        overlong: Whether longer documents are cut to their first ``max_length`` tokens, or dropped.
+        packing: Whether documents share a row, with separate positions and attention.
+        shuffle_buffer: Number of rows of a stream that are shuffled together.
+        max_malformed: Share of malformed rows, in [0, 1], beyond which reading stops with an error.
         seed: Seed of the order of rows.
-        num_workers: Processes that read and tokenize ahead of training; 0 does so in the training process. Each
-            reads the whole stream, so one is enough unless a batch takes longer to tokenize than to train on.
+        num_workers: Number of processes that read and tokenize ahead of training; with 0, the training process does.
+            Each reads the whole stream, so one is enough unless a batch takes longer to tokenize than to train on.
 
     Raises:
         ValueError: A number is out of its range; the message names it.
@@ -103,7 +103,11 @@ class ChatData(LightningDataModule):
         self.validation_stream: BatchStream | None = None
 
     def check(self) -> None:
-        """Raise ``DataError`` for what can be told of the data without the network or a model."""
+        """Check what can be checked without the network or a model.
+
+        Raises:
+            DataError: A dataset's settings or files are wrong.
+        """
         for dataset in (self.dataset, self.validation):
             if dataset is not None:
                 dataset.check()
@@ -116,11 +120,11 @@ class ChatData(LightningDataModule):
         train, held_out = self._split()
         self.train_stream = self._stream(self.dataset, train, encoder)
         self.validation_stream = self._stream(self.validation or self.dataset, held_out, encoder)
-        self.validation_stream.max_malformed = 1.0  # a few held-out rows say little of the share; training judges it
+        self.validation_stream.max_malformed = 1.0  # too few rows to judge the share by; training does
         self.train_stream.accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
 
     def _split(self) -> tuple[ShuffledRows, ShuffledRows]:
-        """(training rows, held-out rows in order), which share none."""
+        """Return the training rows, shuffled, and the held-out rows, in order; they share no row."""
         rows, n = self.dataset.load(), self.validation_rows
         if self.validation is not None:
             held_out = self.validation.load()
@@ -152,7 +156,7 @@ class ChatData(LightningDataModule):
         )
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in the first epoch, by tokenizing all of it.
+        """Return the number of optimizer steps in the first epoch, for which all of it is tokenized.
 
         Raises:
             ValueError: The dataset is a stream, whose length is not known.
@@ -164,11 +168,11 @@ class ChatData(LightningDataModule):
         return sum(1 for _ in self.train_stream.steps(start_of_epoch(0)))
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of this rank, from where the stream stands."""
+        """Return the batches of this rank, from the position of the stream on."""
         return self._loader(self.train_stream)
 
     def val_dataloader(self) -> DataLoader:
-        """This rank's share of the held-out rows, in order."""
+        """Return this rank's share of the held-out rows, in order."""
         return self._loader(self.validation_stream)
 
     test_dataloader = predict_dataloader = val_dataloader
@@ -178,7 +182,7 @@ class ChatData(LightningDataModule):
         return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def questions(self) -> Iterator[Question]:
-        """The questions among the held-out rows, in order: to ask a model, and look at its answers."""
+        """Yield the held-out conversations that end in a question and its answer, in order."""
         stream = self.validation_stream
         assert stream is not None, "setup() comes first"
         for _, raw, _ in stream.rows(0, None):
@@ -188,10 +192,10 @@ class ChatData(LightningDataModule):
                     prompt = stream.encoder.render(messages[:-1], add_generation_prompt=True)
                     yield Question(prompt, messages[-2]["content"], messages[-1]["content"])
             except ValueError:
-                continue  # malformed, and reported by the stream
+                continue  # malformed; the stream reports it
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Note the position of a training batch as it is handed to the step; batches read ahead do not count."""
+        """Set the position of the stream to that of a training batch that is about to be used, not only read ahead."""
         position = batch.pop("position")
         if (
             position is not None
@@ -203,15 +207,15 @@ class ChatData(LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training stream stands, which is the same on every rank, and in what."""
+        """Return the position of the training stream, which is the same on all ranks, and the identity of the data."""
         assert self.train_stream is not None
         return {"position": self.train_stream.position, "identity": self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``, on any number of ranks and workers.
+        """Resume from ``state_dict``, on any number of ranks and workers.
 
         Raises:
-            CheckpointError: The position is one in other data, or in another order of them.
+            CheckpointError: The position refers to other data, or to another order of them.
         """
         if differing := differences(_with_current_names(state_dict["identity"]), self._identity()):
             each = "; ".join(f"data.{difference}" for difference in differing)
@@ -221,7 +225,7 @@ class ChatData(LightningDataModule):
         self.train_stream.position = state_dict["position"]
 
     def _identity(self) -> str:
-        """What the order of documents depends on, as sorted JSON; not on batch size and number of ranks."""
+        """Return what the order of documents depends on, as sorted JSON: all but batch size and number of ranks."""
         dataset = {"class": type(self.dataset).__name__, **dataclasses.asdict(self.dataset)}
         dataset["data_files"] = [(path.name, path.stat().st_size) for path in map(Path, self.dataset.files())]
         names = ("validation_rows", "max_length", "overlong", "packing", "shuffle_buffer", "seed")

@@ -1,8 +1,8 @@
-"""Packing documents into rows of a fixed length, and rows into a batch, without cross-contamination.
+"""Packs documents into rows of a fixed length, and rows into a batch, without attention between documents.
 
-Every document starts at position 0 again. transformers' attention masks read such positions (with no
-``attention_mask`` given) as separate sequences, in SDPA and eager as a block-diagonal mask and in FlashAttention as
-variable-length sequences; so padding is just one more document, without labels.
+Positions start at 0 in each document. Without an ``attention_mask``, transformers reads such positions as separate
+sequences: as a block-diagonal mask in SDPA and eager attention, as variable-length sequences in FlashAttention. Padding
+is therefore one more document, without labels.
 """
 
 from typing import Any
@@ -12,16 +12,18 @@ import torch
 from cera.data.chat import IGNORE, Document
 
 Pack = list[Document]
+"""Documents that share a row."""
 
 
 class Packer:
-    """Online best-fit bin packing.
+    """Packs documents as they arrive, by best fit.
 
-    A document goes into the open pack it fills best. When more than ``max_open`` are open, the fullest is closed.
+    A document goes into the open pack in which it leaves the least room. If more than ``max_open`` packs are open, the
+    fullest one is closed.
 
     Args:
-        max_length: Tokens in a pack.
-        max_open: How many packs may be open at a time.
+        max_length: Maximum number of tokens of a pack.
+        max_open: Maximum number of open packs.
     """
 
     def __init__(self, max_length: int, max_open: int) -> None:
@@ -30,7 +32,7 @@ class Packer:
         self.open: list[Pack] = []
 
     def add(self, document: Document) -> Pack | None:
-        """Put ``document`` somewhere; returns the pack that was closed for it, if one was."""
+        """Add a document, and return the pack that was closed for it, if any."""
         room = self.max_length - len(document)
         fitting = [pack for pack in self.open if _tokens(pack) <= room]
         if fitting:
@@ -53,15 +55,15 @@ def _tokens(pack: Pack) -> int:
 
 
 def collate(packs: list[Pack], pad_token_id: int) -> dict[str, Any]:
-    """Rows of one batch, padded to the longest.
+    """Return the rows of one batch, padded to the longest.
 
     Args:
-        packs: One or more packs; a pack may be empty (a rank without data in the last step of an epoch).
+        packs: One or more packs; one is empty on a rank without data in the last step of an epoch.
         pad_token_id: Any valid token id.
 
     Returns:
-        ``input_ids``, ``labels`` and ``position_ids``, each (len(packs), longest) int64; ``tokens``, of the
-        same shape, False for padding; and ``n_tokens``, how many are True.
+        ``input_ids``, ``labels`` and ``position_ids``, each (packs, length) int64; ``tokens``, (packs, length) bool,
+        False for padding; and ``n_tokens``, the number of tokens without padding.
     """
     length = max(1, *(_tokens(pack) for pack in packs))
     input_ids = torch.full((len(packs), length), pad_token_id)
@@ -87,15 +89,15 @@ def collate(packs: list[Pack], pad_token_id: int) -> dict[str, Any]:
 
 
 def count_labels(packs: list[Pack]) -> int:
-    """Tokens of ``packs`` that carry loss."""
+    """Return the number of tokens of ``packs`` with loss."""
     return sum(document.n_labels for pack in packs for document in pack)
 
 
 def dump_packs(packs: list[Pack]) -> list[Any]:
-    """Packs as plain lists, for a checkpoint."""
+    """Return packs as plain lists, for a checkpoint."""
     return [[(document.input_ids, document.labels) for document in pack] for pack in packs]
 
 
 def load_packs(state: list[Any]) -> list[Pack]:
-    """The inverse of ``dump_packs``."""
+    """Return the packs that ``dump_packs`` turned into lists."""
     return [[Document(list(ids), list(labels)) for ids, labels in pack] for pack in state]

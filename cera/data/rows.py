@@ -1,4 +1,4 @@
-"""A table of rows: where it lies, a file or the hub, and how a row of it is read."""
+"""Reads the rows of a local file or of a set on the Hugging Face hub, and checks their columns."""
 
 import json
 from dataclasses import dataclass
@@ -8,30 +8,30 @@ from typing import Any, ClassVar
 import datasets
 
 LOADERS = {".jsonl": "text", ".json": "json", ".parquet": "parquet"}
-"""File ending -> the loader of ``datasets``. JSON lines are read as text and parsed one by one, so that one broken
-line is one malformed row and not the end of the file."""
+"""File ending -> loader of ``datasets``. JSON lines are read as text and parsed one by one, so that a broken line is
+one malformed row rather than the end of the file."""
 
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it asks the hub, and waits for it, even for local files
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # counting asks the hub, and waits for it, even for local files
 
 
 class DataError(ValueError):
-    """A dataset is missing, empty, or not of the form its class expects; the message says what was found."""
+    """A dataset is missing, empty, or not of the form that its class expects."""
 
 
 @dataclass
 class Rows:
-    """Rows with certain columns; the subclasses say which, and what becomes of a row.
+    """Rows with certain columns. Subclasses name the columns, and define what a row becomes.
 
     Args:
-        data_files: Local file or files (.jsonl, .json, .parquet); ``None`` takes the set from the hub.
-        path: Hub id, for sets that have one.
-        name: Its configuration on the hub.
-        split: Which split of the hub's set.
-        streaming: Read rows as they come, without downloading or indexing the whole set first.
+        data_files: Local file or files (.jsonl, .json, .parquet); ``None`` loads the set from the hub.
+        path: Id of the set on the hub, if it has one.
+        name: Configuration of the set on the hub.
+        split: Split of the set on the hub.
+        streaming: Whether rows are read one after the other, without downloading or indexing the whole set first.
     """
 
     columns: ClassVar[tuple[tuple[str, ...], ...]]
-    """Alternatives of the columns a row must have."""
+    """The columns that a row must have; several alternatives are possible."""
 
     data_files: str | list[str] | None = None
     path: str | None = None
@@ -40,11 +40,15 @@ class Rows:
     streaming: bool = False
 
     def files(self) -> list[str]:
-        """The local files, as a list; empty if the set is on the hub."""
+        """Return the local files; an empty list if the set is on the hub."""
         return [self.data_files] if isinstance(self.data_files, str) else list(self.data_files or [])
 
     def check(self) -> None:
-        """Raise ``DataError`` for what can be told without the network: missing or empty files, wrong columns."""
+        """Check what can be checked without the network.
+
+        Raises:
+            DataError: A file is missing, empty or unreadable, or has the wrong columns.
+        """
         if not self.files() and self.path is None:
             raise DataError(f"{type(self).__name__} needs data_files (a .jsonl, .json or .parquet file) or a hub path.")
         for file in map(Path, self.files()):
@@ -59,12 +63,12 @@ class Rows:
         if self.files():
             try:
                 first = next(iter(self.load(streaming=True)), None)
-            except Exception as error:  # pyarrow and ujson raise many kinds, without the file's name
+            except Exception as error:  # pyarrow and ujson raise various classes, without the file's name
                 raise DataError(f"data_files: {', '.join(self.files())} cannot be read: {error}") from error
             self._check_columns(first)
 
     def load(self, streaming: bool | None = None) -> datasets.Dataset | datasets.IterableDataset:
-        """The rows, in order. A row of a .jsonl file is ``{"text": line}`` here; ``row`` parses it."""
+        """Return the rows in order. A row of a .jsonl file is ``{"text": line}``, which ``row`` parses."""
         streaming = self.streaming if streaming is None else streaming
         files = self.files()
         if files:
@@ -74,10 +78,10 @@ class Rows:
         return datasets.load_dataset(self.path, self.name, split=self.split, streaming=streaming)
 
     def row(self, raw: dict[str, Any]) -> dict[str, Any] | None:
-        """A raw row of ``load`` with its columns; ``None`` for a blank line of a file.
+        """Return a raw row of ``load`` with its columns; ``None`` for a blank line of a file.
 
         Raises:
-            ValueError: The row is malformed; the message says how.
+            ValueError: The row is malformed; the message says in which way.
         """
         if raw.keys() == {"text"} and not raw["text"].strip():
             return None
@@ -107,7 +111,7 @@ class Rows:
         try:
             row = self._row(raw)
         except ValueError:
-            return  # a malformed first row is counted like any other
+            return  # a malformed first row is counted like any other one
         if self._missing(row):
             raise DataError(
                 f"data_files: {', '.join(self.files())} has the columns {', '.join(row)}; "

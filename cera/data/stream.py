@@ -1,12 +1,12 @@
 """The stream of training batches: shuffled, packed, sharded, and resumable at any step.
 
-There is one global stream, whatever the number of ranks and workers: each of them reads all of it and keeps its own
-share of the batches. Reading and tokenizing are cheap beside training a language model, and in return
+There is one global stream for any number of ranks and workers: each of them reads all of it and keeps its own share of
+the batches. Reading and tokenizing cost little compared with training a language model, and in return
 
 - no row is seen twice and none is lost, by construction;
-- the same seed gives the same global batches on any layout of ranks x accumulation;
-- one small, rank-independent state is enough to go on exactly, even on another number of ranks;
-- the loss can be weighted exactly, since every rank knows how many labelled tokens the whole step has.
+- a seed gives the same global batches for any layout of ranks x accumulation;
+- one small state, the same on all ranks, resumes the stream exactly, even on another number of ranks;
+- the loss can be weighted exactly, since each rank knows the number of labelled tokens of the whole step.
 """
 
 import copy
@@ -29,31 +29,32 @@ from cera.data.rows import DataError
 
 log = logging.getLogger(__name__)
 
-SHOWN = 3
-"""How many malformed rows are shown."""
-ENOUGH_ROWS = 100
-"""The share of malformed rows is judged from here on, and at the end of the epoch."""
+MAX_LOGGED = 3
+"""Maximum number of malformed rows to log."""
+
+MIN_ROWS = 100
+"""Number of rows from which on the share of malformed ones is checked; it is also checked at the end of the epoch."""
 
 
 @dataclass
 class Position:
-    """Where the stream stands after a batch. Wrapped in a class so that it is not moved to a GPU with the batch."""
+    """The position of the stream after a batch. As an object, it is not moved to a GPU with the batch."""
 
     state: dict[str, Any]
 
 
 class ShuffledRows:
-    """The rows of a dataset in a shuffled order that is a function of (seed, epoch), from any position.
+    """The rows of a dataset in an order that depends on (seed, epoch) only, from any position.
 
-    A dataset with random access is permuted as a whole. A stream is read in blocks of ``buffer`` rows and each block
-    is permuted; its position is the source's own state at the start of the block and an offset in the block, so that
-    going on re-reads at most one block.
+    A dataset with random access is permuted as a whole. A stream is read in blocks of ``buffer`` rows, and each block
+    is permuted; its position is the state of the source at the start of the block and an offset in the block, so
+    resuming reads at most one block again.
 
     Args:
         rows: The dataset.
         seed: Seed of the order; ``None`` keeps the rows in order.
-        buffer: Rows in a block of a stream.
-        numbers: The number of each row in its file, where ``rows`` is a part of it.
+        buffer: Number of rows in a block of a stream.
+        numbers: The number of each row in its file, if ``rows`` is a part of it.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class ShuffledRows:
         self.buffer = buffer
 
     def __call__(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
-        """Yields (row number, row, position after the row), beginning at ``state``."""
+        """Yield (row number, row, position after the row) from ``state`` on."""
         if isinstance(self.rows, datasets.Dataset):
             return self._permuted(epoch, state)
         return self._in_blocks(epoch, state)
@@ -100,24 +101,24 @@ class ShuffledRows:
 
 
 class BatchStream(IterableDataset):
-    """Micro-batches of one rank, for ``DataLoader(batch_size=None)``. One pass is one epoch, or what is left of it.
+    """Micro-batches of one rank, for ``DataLoader(batch_size=None)``. One pass is one epoch, or the rest of it.
 
-    A step of the optimizer takes ``batch_size * world_size * accumulate`` packs of the global stream. What the last
-    step of an epoch lacks is filled with empty packs, so that every rank makes every step.
+    A step of the optimizer takes ``batch_size * world_size * accumulate`` packs of the global stream. The last step of
+    an epoch is filled up with empty packs, so that all ranks make the same number of steps.
 
-    Each item is the dict of ``collate`` and
+    Each item is the dict of ``collate`` with
 
-    - ``step_labels``: labelled tokens in the whole step, over all ranks and micro-batches;
-    - ``position``: in the last micro-batch of a step, a ``Position`` from which the stream goes on after it.
+    - ``step_labels``: the number of labelled tokens of the whole step, over all ranks and micro-batches;
+    - ``position``: in the last micro-batch of a step, the ``Position`` of the stream after it; else ``None``.
 
     Args:
-        dataset: Says how a raw row becomes messages.
-        rows: Order of the raw rows.
-        encoder: Says how messages become a document.
-        batch_size: Packs in a micro-batch of one rank.
-        packing: Whether several documents may share a pack; if not, every document is one.
-        accumulate: Micro-batches in an optimizer step.
-        rank, world_size: This process among all.
+        dataset: Turns a raw row into messages.
+        rows: The raw rows in order.
+        encoder: Turns messages into a document.
+        batch_size: Number of packs in a micro-batch of one rank.
+        packing: Whether documents share a pack; if not, each document is a pack.
+        accumulate: Number of micro-batches in an optimizer step.
+        rank, world_size: This process, and the number of processes.
         max_malformed: Share of malformed rows, in [0, 1], past which reading stops with a ``DataError``.
     """
 
@@ -143,20 +144,20 @@ class BatchStream(IterableDataset):
         self.world_size = world_size
         self.max_malformed = max_malformed
         self.position: dict[str, Any] = start_of_epoch(0)
-        self._shown: set[int] = set()
+        self._logged: set[int] = set()
 
     @property
     def packs_per_step(self) -> int:
-        """Packs in an optimizer step, over all ranks."""
+        """Number of packs in an optimizer step, over all ranks."""
         return self.batch_size * self.world_size * self.accumulate
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        mine, n_workers = _take_worker_info()
+        worker, n_workers = _take_worker_info()
         count = 0
         for packs, after in self.steps(self.position):
             step_labels = count_labels(packs)
             for i in range(self.accumulate):
-                if count % n_workers == mine:
+                if count % n_workers == worker:
                     start = (i * self.world_size + self.rank) * self.batch_size
                     share = packs[start : start + self.batch_size] or [[]]
                     batch: dict[str, Any] = collate(share, self.encoder.tokenizer.pad_token_id)
@@ -166,17 +167,17 @@ class BatchStream(IterableDataset):
                 count += 1
 
     def steps(self, position: dict[str, Any]) -> Iterator[tuple[list[Pack], dict[str, Any]]]:
-        """The global stream: the packs of each step, and the position after it, to the end of the epoch.
+        """Yield the packs of each step of the global stream, and the position after it, to the end of the epoch.
 
         Raises:
-            DataError: The epoch has nothing to train on, or too many malformed rows.
+            DataError: The epoch has no document to train on, or too many malformed rows.
         """
         last = None
         for packs, after in self._steps(position):
             if last:
                 yield last
             last = (packs, after)
-        if last:  # held back until here, to know that what follows is the next epoch
+        if last:  # held back to know that it is the last one, after which the next epoch starts
             yield last[0], start_of_epoch(position["epoch"] + 1)
 
     def _steps(self, position: dict[str, Any]) -> Iterator[tuple[list[Pack], dict[str, Any]]]:
@@ -214,7 +215,7 @@ class BatchStream(IterableDataset):
     def _documents(
         self, epoch: int, row_state: dict[str, Any] | None, counts: dict[str, int]
     ) -> Iterator[tuple[Document | None, dict[str, Any]]]:
-        """Each row's document (``None`` if it gives none) and the position after the row."""
+        """Yield the document of each row (``None`` if it gives none) and the position after the row."""
         for number, raw, after in self.rows(epoch, row_state):
             counts["rows"] += 1
             document = None
@@ -223,14 +224,14 @@ class BatchStream(IterableDataset):
                 if messages is not None:
                     document = self.encoder(messages)
                 counts["left_out"] += document is None
-            except TemplateError:  # not the row's fault
+            except TemplateError:  # an error of the tokenizer, not of the row
                 raise
             except ValueError as error:
                 counts["malformed"] += 1
-                if self.rank == 0 and len(self._shown) < SHOWN and number not in self._shown:
-                    self._shown.add(number)
+                if self.rank == 0 and len(self._logged) < MAX_LOGGED and number not in self._logged:
+                    self._logged.add(number)
                     log.warning("skipped malformed row %d of %s: %s", number, type(self.dataset).__name__, error)
-                if counts["rows"] >= ENOUGH_ROWS:
+                if counts["rows"] >= MIN_ROWS:
                     self._check_malformed(counts)
             yield document, after
 
@@ -243,10 +244,10 @@ class BatchStream(IterableDataset):
 
 
 def _take_worker_info() -> tuple[int, int]:
-    """(worker, number of workers) of this DataLoader process; (0, 1) in the main process.
+    """Return (worker, number of workers) of this DataLoader process; (0, 1) in the main process.
 
-    The information is taken away in the worker: ``datasets`` would read it too, and give each worker only some of
-    the source's shards, while here every worker reads the whole stream and keeps its share of the batches.
+    The information is removed from the worker: ``datasets`` would use it to give each worker only some of the source's
+    shards, whereas here each worker reads the whole stream and keeps its share of the batches.
     """
     info = get_worker_info()
     if info is None:
@@ -256,6 +257,6 @@ def _take_worker_info() -> tuple[int, int]:
 
 
 def start_of_epoch(epoch: int) -> dict[str, Any]:
-    """The position at the beginning of ``epoch``."""
+    """Return the position at the start of an epoch."""
     counts = {"rows": 0, "malformed": 0, "left_out": 0}
     return {"epoch": epoch, "rows": None, "open": [], "ready": [], "counts": counts}

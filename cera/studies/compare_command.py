@@ -20,7 +20,7 @@ from cera.studies.compare import ComparisonRow, comparison_row, run_name, train_
 
 
 def main(arguments: list[str]) -> int:
-    """FinishedRun the command and return its exit status: 2 after a user's mistake, 1 if a run failed."""
+    """Run the command and return its exit status: 2 after a user's mistake, 1 if a run failed."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     overrides = arguments[end + 1 :]
     parser = argparse.ArgumentParser(

@@ -11,7 +11,7 @@ from peft import PeftModel
 from benchmarks import figures, logits, mixed, report, scaling
 from benchmarks.__main__ import main
 from benchmarks.decoding import adapted
-from benchmarks.harness import Goal, Result, Row, ratios, save
+from benchmarks.harness import Goal, RatioRow, Result, ratios, save
 from benchmarks.process import BenchmarkError, process_age
 from cera import CeraConfig
 
@@ -52,34 +52,38 @@ SCALING = {
 RESULTS = {
     result.name: result
     for result in (
-        Result("layer", [Row("l", [0.9, 1.1], Goal("<=", 1.0))], "bfloat16", SIZES),
+        Result("layer", [RatioRow("l", [0.9, 1.1], Goal("<=", 1.0))], "bfloat16", SIZES),
         Result(
             "decoding",
-            [Row("slower", [1.5], Goal("<=", 1.0)), Row("slowest", [4.0], Goal("<=", 1.0)), Row("d", [3.0])],
+            [
+                RatioRow("slower", [1.5], Goal("<=", 1.0)),
+                RatioRow("slowest", [4.0], Goal("<=", 1.0)),
+                RatioRow("d", [3.0]),
+            ],
             "bfloat16",
             {"tokens": 4, "r=4": {"base": [0.001, 0.002], "cera": [0.003, 0.006]}},
         ),
         Result(
             "logits",
-            [Row("m", [0.4], Goal("<=", 0.5))],
+            [RatioRow("m", [0.4], Goal("<=", 0.5))],
             "bfloat16",
             {"rows": 2, "length": 4, "vocabulary": 2**17, "bytes": {"ours": [2**21], "full": [2**23]}},
         ),
         Result(
             "tracking",
-            [Row("t", [0.002], Goal("<=", 0.01))],
+            [RatioRow("t", [0.002], Goal("<=", 0.01))],
             "bfloat16",
             {"interval": 50, "tracking": [0.5], "steps": [2]},
         ),
         Result(
             "spectra",
-            [Row("s", [200], Goal(">=", 50))],
+            [RatioRow("s", [200], Goal(">=", 50))],
             "float64",
             {"seconds": {"streamed": [0.5]}, "floor_flops": 10**9},
         ),
         Result(
             "training",
-            [Row("g", [1.5], Goal(">=", 2.0))],
+            [RatioRow("g", [1.5], Goal(">=", 2.0))],
             "bfloat16",
             {
                 "tokens_per_second": {"cera": [600, 650, 700]},
@@ -90,7 +94,7 @@ RESULTS = {
         ),
         Result(
             "startup",
-            [Row("b", [1.0], Goal("<=", 1.0))],
+            [RatioRow("b", [1.0], Goal("<=", 1.0))],
             "bfloat16",
             {
                 "seconds_to_first_step": {"cera": [7, 8, 9], "trainer": [6]},
@@ -98,10 +102,10 @@ RESULTS = {
                 "import_seconds": {"cera": {"small": 0.01, "torch": 2.0, "lightning": 2.5}, "trainer": {"torch": 2.1}},
             },
         ),
-        Result("scaling", [Row("c", [1.0])], "bfloat16", SCALING),
+        Result("scaling", [RatioRow("c", [1.0])], "bfloat16", SCALING),
         Result(
             "mixed",
-            [Row("x", [1.0], Goal("<=", 1.0))],
+            [RatioRow("x", [1.0], Goal("<=", 1.0))],
             "bfloat16",
             {"seconds": {"prompts": {"base": [1.0], "CeRA": [1.5]}}},
         ),
@@ -117,6 +121,15 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
+def without_padding(text: str) -> str:
+    """Return Markdown whose table cells have one space on each side."""
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if line.startswith("|"):
+            lines[i] = f"| {' | '.join(cell.strip() for cell in line[1:-1].split('|'))} |"
+    return "\n".join(lines)
+
+
 def edit(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
@@ -127,7 +140,7 @@ def test_the_report_has_every_row_its_pictures_and_the_notes_where_they_belong(r
     files, unexplained = report.write(NAMES, results, notes, tmp_path / "docs")
     assert unexplained == ["training"]
     assert files[0] == tmp_path / "docs" / "performance.md"
-    text = files[0].read_text()
+    text = without_padding(files[0].read_text())
     assert re.findall("^## (.*)", text, re.MULTILINE) == ["Goals", *NAMES, "Environment"]
     assert "stays out" not in text
     decoding = text.partition("## decoding")[2].partition("## logits")[0]
@@ -143,7 +156,7 @@ def test_the_report_has_every_row_its_pictures_and_the_notes_where_they_belong(r
 
 def test_the_overview_counts_goals_and_names_the_farthest_miss(results, tmp_path):
     files, _ = report.write(NAMES, results, tmp_path / "no_notes.md", tmp_path / "docs")
-    text = files[0].read_text()
+    text = without_padding(files[0].read_text())
     assert "| [decoding](#decoding) | 0 of 2 | slowest: 4, not <= 1 |" in text
     assert "| [training](#training) | 0 of 1 | g: 1.5, not >= 2 |" in text
     assert "| [spectra](#spectra) | 1 of 1 |  |" in text
@@ -172,7 +185,8 @@ def test_the_overview_counts_goals_and_names_the_farthest_miss(results, tmp_path
     ],
 )
 def test_the_distance_from_the_floor_is_computed_from_the_details(name, line):
-    assert line in report.FLOORS[name](json.loads(json.dumps(RESULTS[name].details))).splitlines()
+    printed = report.FLOORS[name](json.loads(json.dumps(RESULTS[name].details)))
+    assert line in without_padding(printed).splitlines()
 
 
 def test_the_environment_is_told_once_and_what_differs_by_benchmark(results, tmp_path):
@@ -181,7 +195,7 @@ def test_the_environment_is_told_once_and_what_differs_by_benchmark(results, tmp
         revision = "abc" if name == "mixed" else "def"
         edit(results / f"{name}.json", environment={**environment, "git_revision": revision, "load_average": [1, 2, 3]})
     files, _ = report.write(NAMES, results, tmp_path / "no_notes.md", tmp_path / "docs")
-    end = files[0].read_text().partition("## Environment")[2]
+    end = without_padding(files[0].read_text()).partition("## Environment")[2]
     assert "- load average: 1, 2, 3\n" in end
     assert f"torch {torch.__version__}" in end
     assert "| benchmark | git revision |" in end
@@ -331,7 +345,7 @@ def test_a_mixed_batch_is_what_its_adapters_give_one_after_the_other(tiny_llama)
 
 
 def test_the_mixed_benchmark_compares_prompts_and_generation(tiny_llama):
-    result = mixed.compare(tiny_llama, mixed.Size(rows=4, prompt=6, tokens=2, r=4), rounds=2)
+    result = mixed.compare(tiny_llama, mixed.BatchSize(rows=4, prompt=6, tokens=2, r=4), rounds=2)
     assert [str(row.goal) for row in result.rows] == ["<= 1", "None", "None"] * 2
     assert list(result.details["seconds"]) == ["prompts of 6 tokens", "generating 2 tokens"]
     of = result.details["seconds"]["generating 2 tokens"]

@@ -1,6 +1,12 @@
-"""The final answer of a worked solution."""
+r"""Finds the final answer of a worked solution.
 
-# ruff: noqa: RUF001  (a minus sign is looked for)
+>>> extract(r"First \boxed{4}, then \boxed{\frac{1}{2}}.")
+Extraction(answer='\\frac{1}{2}', how='boxed')
+>>> extract("She sells 9 eggs. The answer is $18.")
+Extraction(answer='$18', how='phrase')
+"""
+
+# ruff: noqa: RUF001  (a number may begin with a typographic minus sign)
 
 import re
 from collections import deque
@@ -13,6 +19,7 @@ from .rules_words import NAMES
 from .units import is_quantity
 
 How = Literal["boxed", "hashes", "phrase", "last number", "whole text"]
+"""What identifies an answer."""
 
 
 @dataclass(frozen=True)
@@ -80,87 +87,98 @@ def unmarked(text: str) -> str:
     return "" if re.search(r"\\boxed|\\fbox|####", text) or _PHRASE.search(text) else text
 
 
-_BOX_OR_BRACE = re.compile(
+_NAMES = "|".join(("and", "or", *NAMES))
+"""Words that are part of a formula rather than of a sentence."""
+
+# --- Marks of an answer
+
+_BOX_OR_BRACE = re.compile(  # \boxed{ | \boxed 5 | \boxed\frac12 | { | } | an escaped character
     r"(?P<box>\\(?:boxed|fbox)(?![A-Za-z])\s*+)"
     r"(?:(?P<bare>\\[dt]?frac\s*(?:(?:\{[^{}]*\}|\w)\s*){2}|[^\s{}$\\]+)|(?P<brace>\{))?"
     r"|\\.|(?P<open>\{)|\}",
     re.DOTALL,
 )
+_HASHES = re.compile(r"####[^\S\n]*([^\n]*)")  # #### 18
+_PHRASE = re.compile(  # The answer is | **Answer:** | The correct option is
+    r"(?i)(?<![a-z])(?:answers?|(?:correct|right|best) (?:option|choice))[*_]*\s*"
+    r"(?:(?:is|are)\b(?!\s+not\b)[*_]*(?:\s*:)?|[:=])[*_]*(?:\s*\})?"
+)
+_WINDOW = 2 * LONGEST
+"""Number of characters after a phrase in which the end of the answer is searched."""
+
+# --- Numbers
+
+_NUMBER = re.compile(  # -$1,234.50 | \frac{3}{4} | 3/4 | 3:45 | .5 | 50%; but not the 2 of x_2, or the -3 of 10-3
+    r"(?<!not )(?:(?<![\w)}\]])[-−])?\\?\$?-?"
+    r"(?:\\[dt]?frac\{-?\d+\}\{\d+\}"
+    r"|(?<![A-Za-z_^\d.])(?:\d{1,2}:\d\d(?!\d)|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+))"
+    r"(?:\s?\\?%)?"
+)
+_NUMBER_AND_UNIT = re.compile(rf"(?:{_NUMBER.pattern})(?:\s?[A-Za-z°]+){{0,3}}[.!]?")  # 5 miles per hour
+_NUMBER_AFTER_WORDS = re.compile(  # I got 18. | so, \(18\)
+    rf"(?:[A-Za-z']+[,:]? )+(?:\\\()?(?:{_NUMBER.pattern})(?:\$|\\\))?[.!]?"
+)
+
+# --- Sentences
+
+_FORMULA = (  # $$x$$ | $x$; if a sentence ends between two dollar signs, they are two prices
+    r"\$\$.+?\$\$|\$(?:(?>\\begin.+?\\end)|\\.|[^$\n.!?\\]|\n(?!\s*\n|[A-Z])|[.!?](?!\s+[A-Z]))++\$"
+)
+_SENTENCE_END = r"\n|。|\.(?=\s+[^a-z\s]|\s*\Z|\*)|[!?](?=\s*\Z|\s*\n|\s+[A-Z])"  # the point of 3.5 or p.m. is none
+_TOKEN = re.compile(rf"\\[A-Za-z]+|\\.|{_FORMULA}|[{{}}]|{_SENTENCE_END}", re.DOTALL)
+_ADDITION = re.compile(  # , because 3 < 4 | , not 6 | , 3 of which are red | (9*2=18) | (she had 3)
+    r",? (?:because|since|therefore|thus|hence)\b.*|, (?:so|as|which|where|when|and so|not|but|\d+ of)\b.*"
+    rf"|(?<=[\d$%}}a-z]) \((?=.*=|.*(?<![\\A-Za-z])(?!(?:{_NAMES})\b)[A-Za-z]{{3}}).*\)$"
+)
+_WORD = re.compile(rf"(?!(?:{_NAMES})\b)[A-Za-z]{{2,}}(?:'[a-z]+)?[.,:;!?]*")  # apples | it's | so,
 
 
 def _boxed(text: str) -> str | None:
-    """What the last box holds. Of one in another it is the inner one."""
+    """Return the content of the last box; of a box within another, that of the inner one."""
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
-    answer, at = None, -1
-    opened: list[int | None] = []
+    answer, answer_start = None, -1
+    opened: list[int | None] = []  # for each open brace, the start of the box's content if it opens one
     for match in _BOX_OR_BRACE.finditer(text):
-        if len(opened) > LONGEST:  # no solution is as deep
+        if len(opened) > LONGEST:  # no solution nests as many braces
             return None
         if match["open"]:
             opened.append(None)
         elif match["brace"]:
             opened.append(match.end())
         elif match["bare"]:
-            answer, at = match["bare"].strip().rstrip(".,;:"), match.start()
+            answer, answer_start = match["bare"].strip().rstrip(".,;:"), match.start()
         elif match[0] == "}" and opened:
             start = opened.pop()
-            if start is not None and start > at and (inside := text[start : match.start()].strip()):
-                answer, at = inside, start
+            if start is not None and start > answer_start and (content := text[start : match.start()].strip()):
+                answer, answer_start = content, start
     return answer
 
 
-_NUMBER = re.compile(
-    r"(?<!not )(?:(?<![\w)}\]])[-−])?\\?\$?-?"
-    r"(?:\\[dt]?frac\{-?\d+\}\{\d+\}"
-    r"|(?<![A-Za-z_^\d.])(?:\d{1,2}:\d\d(?!\d)|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+))"
-    r"(?:\s?\\?%)?"
-)
-_HASHES = re.compile(r"####[^\S\n]*([^\n]*)")
-_NUMBER_AND_UNIT = re.compile(rf"(?:{_NUMBER.pattern})(?:\s?[A-Za-z°]+){{0,3}}[.!]?")
-
-
 def _after_hashes(text: str) -> str | None:
+    """Return what follows the last ``####``, unless it is the heading of a section."""
     answer = None
-    for match in _HASHES.finditer(text):  # a heading of the same level is no answer
+    for match in _HASHES.finditer(text):
         line = match[1].strip()
         if _NUMBER_AND_UNIT.fullmatch(line) or (line and not text[match.end() :].strip()):
             answer = line
     return _trimmed(answer) if answer else None
 
 
-_NAMES = "|".join(("and", "or", *NAMES))
-_PHRASE = re.compile(
-    r"(?i)(?<![a-z])(?:answers?|(?:correct|right|best) (?:option|choice))[*_]*\s*"
-    r"(?:(?:is|are)\b(?!\s+not\b)[*_]*(?:\s*:)?|[:=])[*_]*(?:\s*\})?"
-)
-_TOKEN = re.compile(
-    r"\\[A-Za-z]+|\\."
-    # a formula, which has no end of a sentence in it: with one, the signs are two prices
-    r"|\$\$.+?\$\$|\$(?:(?>\\begin.+?\\end)|\\.|[^$\n.!?\\]|\n(?!\s*\n|[A-Z])|[.!?](?!\s+[A-Z]))++\$"
-    r"|[{}\n。]|\.(?=\s+[^a-z\s]|\s*\Z|\*)|[!?](?=\s*\Z|\s*\n|\s+[A-Z])",
-    re.DOTALL,
-)
-_REASON = re.compile(
-    r",? (?:because|since|therefore|thus|hence)\b.*|, (?:so|as|which|where|when|and so|not|but|\d+ of)\b.*"
-    rf"|(?<=[\d$%}}a-z]) \((?=.*=|.*(?<![\\A-Za-z])(?!(?:{_NAMES})\b)[A-Za-z]{{3}}).*\)$"
-)
-_WINDOW = 2 * LONGEST
-
-
 def _after_phrase(text: str) -> str | None:
+    """Return what follows the last "The answer is", unless it is a sentence with numbers in it."""
     phrases = [match.end() for match in _PHRASE.finditer(text)]
-    for start in phrases[:-3:-1]:  # the last one may stand at the end, with nothing after it
-        sentence = _sentence(text[start : start + _WINDOW].lstrip())
-        answer = _trimmed(_REASON.sub("", " ".join(sentence.split())))
+    for start in phrases[:-3:-1]:  # the last phrase may end the text, with nothing after it
+        sentence = _first_sentence(text[start : start + _WINDOW].lstrip())
+        answer = _trimmed(_ADDITION.sub("", " ".join(sentence.split())))
         if answer:
             is_sentence = len(_words(answer)) > 2 and is_prose(answer) and re.search(r"\d", answer)
             return None if is_sentence else answer
     return None
 
 
-def _sentence(text: str) -> str:
-    """Up to the end of its first sentence, line, or brace that holds it; none of them ends in a formula."""
+def _first_sentence(text: str) -> str:
+    """Return the text up to the end of its first sentence or line, or of the brace around it, outside of formulas."""
     depth = 0
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -171,7 +189,7 @@ def _sentence(text: str) -> str:
 
 
 def _trimmed(answer: str) -> str:
-    """Without what is around it: whitespace, the sentence's full stop, emphasis, and the signs of a formula."""
+    """Return an answer without surrounding whitespace, full stop, emphasis, and signs of a formula."""
     shorter = answer.strip().strip("*\"'`").rstrip(".,;:。").strip()
     for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         inside = shorter[len(start) : -len(end)]
@@ -181,14 +199,10 @@ def _trimmed(answer: str) -> str:
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text; what is far before the end of the last digits is not looked at."""
+    """Return the last number of a text; only ``LONGEST`` characters up to the last digit are searched."""
     end = max(text.rfind(digit) for digit in "0123456789") + 1
-    found = deque(_NUMBER.finditer(text, max(0, end - LONGEST), end + 3), maxlen=1)
-    return found[0][0].replace("\\$", "").replace("$", "") if found else None
-
-
-_WORD = re.compile(rf"(?!(?:{_NAMES})\b)[A-Za-z]{{2,}}(?:'[a-z]+)?[.,:;!?]*")
-_NUMBER_AFTER_WORDS = re.compile(rf"(?:[A-Za-z']+[,:]? )+(?:\\\()?(?:{_NUMBER.pattern})(?:\$|\\\))?[.!]?")
+    last = deque(_NUMBER.finditer(text, max(0, end - LONGEST), end + 3), maxlen=1)
+    return last[0][0].replace("\\$", "").replace("$", "") if last else None
 
 
 def _words(line: str) -> list[str]:
@@ -196,7 +210,10 @@ def _words(line: str) -> list[str]:
 
 
 def is_prose(text: str) -> bool:
-    """Whether it is sentences about an answer rather than one: words, other than a unit after a value."""
+    """Return whether a text is prose about an answer rather than an answer.
+
+    Prose has words other than the unit of a value: "I count 5 apples", but not "5 apples".
+    """
     line = text.strip()
     if "\n" in line:
         return True

@@ -1,6 +1,6 @@
 """Compares answers that are labels by convention: the options of a question, and times of the day.
 
->>> same_option("(B) 12", "b"), same_option("B", "12")
+>>> same_option("(B) 12", "(b)"), same_option("B", "12")
 (True, None)
 >>> same_time("3:45 p.m.", "15:45")
 True

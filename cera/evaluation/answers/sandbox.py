@@ -1,9 +1,12 @@
-"""One function in a process of its own, under limits of time and memory, for input that nobody has checked.
+"""Runs one function in a process of its own, under limits of time and memory, for input that is not trusted.
 
-Two processes stand behind a ``Sandbox``. A keeper, started when it is first needed, imports what the function needs and
-warms it up, which takes a second. It forks the worker, which answers calls until one overruns and the kernel ends it;
-the next worker is forked from the warm keeper in milliseconds. Neither is forked from the caller, so torch, threads and
-devices there do not matter; and the keeper imports the function's module without the packages around it.
+    sandbox = Sandbox(Path("equality.py"))
+    sandbox.check("9^{9^{9^9}}", "1")  # False, after a quarter of a second of processor time
+
+A ``Sandbox`` has two processes. The keeper starts with the first call, imports what the function needs and warms it up,
+which takes a second. It forks the worker, which answers calls until one exceeds a limit and the kernel ends it; the
+next worker is forked from the warm keeper in milliseconds. Neither is forked from the caller, so torch, threads and
+devices there do not matter.
 """
 
 import atexit
@@ -23,26 +26,27 @@ from types import ModuleType
 from typing import TextIO
 
 CPU_SECONDS = 0.25
-"""Processor time of one call. It is what limits a call: unlike the clock, it does not depend on what else runs, so that
-a verdict is the same on a loaded machine. With a quarter of a core, it is over within a second."""
+"""Processor time of one call. Unlike wall-clock time, it does not depend on what else runs, so a verdict is the same on
+a loaded machine. A call that gets a quarter of a core ends within a second."""
 
 WALL_SECONDS = 10.0
-"""Time by the clock of one call; only a worker that is stopped or starved gets there."""
+"""Wall-clock time of one call; only a worker that is stopped or starved reaches it."""
 
 MEMORY = 1 << 29
-"""Address space of the worker, in bytes; sympy takes an eighth of it."""
+"""Address space of the worker in bytes, of which sympy takes an eighth."""
 
 PACKAGE = "_sandboxed"
 """The name under which the sandbox's process imports the package of its file."""
 
 Function = Callable[[str, str], bool]
+"""The function that a sandbox calls."""
 
 
 class Sandbox:
-    """Calls ``check(a, b) -> bool`` of one file where it can do no harm.
+    """Calls the function ``check(a, b) -> bool`` of a file, within limits.
 
-    Calls from several threads take turns. A forked process gets workers of its own. All end with the process that
-    started them, however that ends.
+    Calls from several threads take turns. A forked process gets a keeper and a worker of its own. These end with the
+    process that started them, whatever ends it.
 
     Args:
         file: A Python file with the functions ``check`` and ``warm_up``. If it belongs to a package, it imports the
@@ -57,10 +61,10 @@ class Sandbox:
         os.register_at_fork(after_in_child=self._forget)
 
     def check(self, a: str, b: str) -> bool:
-        """What the function says; False if it raises, overruns, or ends its process.
+        """Return what the function returns; False if it raises, exceeds a limit, or ends its process.
 
         Raises:
-            RuntimeError: The process cannot be started, or is gone: the fault is in the machine, not in the input.
+            RuntimeError: The keeper cannot be started or was ended from outside, which no input causes.
         """
         with self._lock:
             keeper = self._keeper if self._keeper and self._keeper.poll() is None else self._start()
@@ -73,20 +77,24 @@ class Sandbox:
 
     def _start(self) -> "subprocess.Popen[str]":
         self._keeper = subprocess.Popen(
-            # -P: modules beside this file must not stand in for others of their names
+            # -P: modules beside this file, such as numbers, must not replace those of the standard library
             [sys.executable, "-P", __file__, str(self.file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},  # sympy's orders are the same in every run
-            start_new_session=True,  # Ctrl-C is for the caller; and the worker can be ended with its keeper
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": "0",
+                "PYTHONUTF8": "1",
+            },  # sympy orders terms alike in all runs
+            start_new_session=True,  # Ctrl-C ends the caller only, and the worker can be ended with its keeper
         )
         self._ask(self._keeper, None)
         return self._keeper
 
     def _ask(self, keeper: "subprocess.Popen[str]", line: str | None) -> str:
-        """The answer to a line; without one, the keeper's word that it is ready."""
+        """Send a line, if any, and return the answer; without a line, wait for the keeper to be ready."""
         assert keeper.stdin is not None
         assert keeper.stdout is not None
         answer = ""
@@ -96,9 +104,9 @@ class Sandbox:
                 keeper.stdin.flush()
             answer = keeper.stdout.readline().strip()
         except BrokenPipeError:
-            pass  # as if there were no answer
+            pass  # treated like an empty answer
         finally:
-            if not answer:  # also when the wait was interrupted: a late answer must not be taken for the next one
+            if not answer:  # also if the wait was interrupted: the next call must not read this one's answer
                 self._end()
         if not answer:
             raise RuntimeError(f"The process for {self.file.name} ended with code {keeper.returncode}.")
@@ -112,7 +120,7 @@ class Sandbox:
             keeper.wait()
 
     def _forget(self) -> None:
-        """After a fork, in the child: the processes, and perhaps a held lock, are the parent's."""
+        """Replace, in a forked child, what belongs to its parent: the processes, and a lock that may be held."""
         self._lock = threading.Lock()
         self._keeper = None
 
@@ -142,15 +150,15 @@ def _import_file(name: str, file: Path, folders: list[str] | None = None) -> Mod
 
 
 def _work(function: Function, answers: TextIO) -> None:
-    """Answer line by line until there are no more, or until a limit ends this process."""
+    """Answer the calls on standard input, one a line, until its end or until a limit ends this process."""
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         try:
             answer = "true" if function(*json.loads(line)) else "false"
         except MemoryError:
-            os._exit(1)  # what is left of its memory is of no more use
-        except Exception:  # of whatever input, in whatever library
+            os._exit(1)  # the process may no longer have the memory to go on
+        except Exception:  # any library may raise anything on such input
             answer = "false"
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -158,9 +166,10 @@ def _work(function: Function, answers: TextIO) -> None:
 
 
 def _keep(file: Path) -> None:
+    """Import the function, warm it up, and fork one worker after the other until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the function prints is no answer
-    # at their defaults the kernel ends the process, even in the middle of a long operation in C
+    os.dup2(2, 1)  # what the function prints must not be read as an answer
+    # with the default actions, the kernel ends the process even within a long operation in C
     signals = (signal.SIGPROF, signal.SIGALRM, signal.SIGPIPE)
     for number in signals:
         signal.signal(number, signal.SIG_DFL)
@@ -177,7 +186,7 @@ def _keep(file: Path) -> None:
             _work(function, answers)
             os._exit(0)
         if os.waitpid(worker, 0)[1] == 0:
-            return  # no more input
+            return  # standard input has ended
         print("overrun", file=answers, flush=True)
 
 

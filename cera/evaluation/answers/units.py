@@ -1,7 +1,7 @@
 """Separates values from their units, and compares units.
 
->>> quantity(r"60\\text{ miles per hour}")
-('60', ' miles per hour')
+>>> quantity("60 miles per hour")
+('60', 'miles per hour')
 >>> measured("km").size, measured("miles per hour") == measured("mph"), measured("hats")
 (Fraction(1000, 1), True, None)
 """

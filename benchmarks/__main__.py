@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("the report only takes full results: leave out --quick")
         return report(options.results)
     results = []
-    for name in NAMES if options.name == "all" else [options.name]:
+    names = list(NAMES) if options.name == "all" else [options.name]
+    for name in names:
         start = time.perf_counter()
         try:
             result = importlib.import_module(f"benchmarks.{name}").run(options.quick)

@@ -45,7 +45,9 @@ def _compose(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"configuration is not a mapping of keys to values: {chain}")
     merged: dict[str, Any] = {}
     included = content.pop("include", None) or []
-    for name in [included] if isinstance(included, str) else included:
+    if isinstance(included, str):
+        included = [included]
+    for name in included:
         file = configuration_file(name) if NAME.fullmatch(name) else path.parent / name
         merged = merge(merged, _compose(file, (*including, path)))
     return merge(merged, current_class_paths(content))

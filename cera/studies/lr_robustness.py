@@ -100,8 +100,8 @@ def read_study(path: str | Path) -> tuple[FinishedRun, list[FinishedRun]]:
     Raises:
         RunError: There is no run in ``path``.
     """
-    own = FinishedRun.read(path)
-    return own, [run for run in siblings(path) if run.identity.study == own.identity.study]
+    run = FinishedRun.read(path)
+    return run, [sibling for sibling in siblings(path) if sibling.identity.study == run.identity.study]
 
 
 def find_studies(path: Path) -> list[list[FinishedRun]]:

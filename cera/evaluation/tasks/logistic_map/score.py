@@ -108,7 +108,7 @@ def summarize(scores: Sequence[Sequence[TrajectoryScore]]) -> dict[str, dict[str
     """
     if not scores:
         raise ValueError("There must be at least one score.")
-    longest = max(1, *(one.judged for samples in scores for one in samples))
+    longest = max(1, *(score.judged for samples in scores for score in samples))
     return {
         "steps_correct": _mean([fmean(s.correct / longest for s in samples) for samples in scores], longest),
         "correct": _mean([fmean(s.correct / max(1, s.judged) for s in samples) for samples in scores]),

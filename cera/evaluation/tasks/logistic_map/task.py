@@ -64,9 +64,9 @@ class LogisticMap(Task):
 
     def score(self, text: str, problem: Problem) -> Score:
         """Parse the stated values and judge them; the details of the record have the problem, the values and counts."""
-        asked = LogisticMapProblem(**problem.details)
+        settings = LogisticMapProblem(**problem.details)
         values = parse(text)
-        result = score(values, asked.r, asked.x0, asked.decimals, asked.steps)
+        result = score(values, settings.r, settings.x0, settings.decimals, settings.steps)
         return Score(
             correct=result.all_right,
             answer=", ".join(map(str, values)) or None,

@@ -1,4 +1,4 @@
-"""Makes the run read well in TensorBoard: charts, histograms and figures of the spectra, and the HParams tab."""
+"""Makes a run readable in TensorBoard: charts, histograms and figures of the spectra, and the HParams tab."""
 
 from pathlib import Path
 from typing import Any
@@ -8,80 +8,102 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard.summary import hparams
 
+from cera.callbacks.spectral_tracker import SpectralTracker
 from cera.runs.finished import adapter_label, adapter_name, adapter_rank
 from cera.runs.loggers import tensorboard_loggers
 from cera.spectral.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
-from cera.spectral.files import Spectra, spectra_files
+from cera.spectral.files import Spectra
 from cera.spectral.layer_names import by_module
+from cera.spectral.measures import MEASURES
 
-SORTED_BY = ("val/perplexity", "spectra/effective_rank/mean", "spectra/auc_90/mean")
-"""The metrics of the HParams tab: a run's last value of each."""
-
-CHARTS = {
-    "Perplexity (held-out)": {"Validation perplexity": ["Multiline", ["val/perplexity"]]},
-    "Spectra of the update (paper Section 3.1)": {
-        "Effective rank, mean over layers (Eq. 3)": ["Multiline", ["spectra/effective_rank/mean"]],
-        "Effective rank / r": ["Multiline", ["spectra/effective_rank_over_r/mean"]],
-        "AUC-90: components that hold 90% of the energy": ["Multiline", ["spectra/auc_90/mean"]],
-        "Effective rank by module": ["Multiline", [r"spectra/effective_rank/(?!mean).*"]],
-    },
-    "Training": {
-        "Training loss": ["Multiline", ["train/loss"]],
-        "Tokens per second": ["Multiline", ["throughput/tokens_per_second"]],
-    },
-}
-"""The Custom Scalars tab. With ``tensorboard --logdir runs`` each chart has a line per run."""
+Charts = dict[str, dict[str, list[Any]]]
+"""Layout of the Custom Scalars tab: by category, then by title, the kind of chart and its tags."""
 
 
 class Dashboard(Callback):
-    """For every TensorBoard logger of the trainer; on the first rank, from the files that ``SpectralTracker`` keeps.
+    """Fills the tabs of every TensorBoard logger of the trainer, on the first rank.
 
-    At the start it lays out the Custom Scalars tab and fills the HParams tab; after each validation it adds histograms
-    of the singular values and the spectral figures (paper Fig. 1, 3, 4, and effective rank over layers and steps).
+    At the start it lays out the Custom Scalars tab and fills the HParams tab. After each validation it adds histograms
+    of the singular values and the spectral figures (paper Fig. 1, 3, 4, and effective rank over layers and steps) that
+    the trainer's ``SpectralTracker`` measured. The order of the two callbacks does not matter.
     """
 
     def __init__(self) -> None:
-        self._history: dict[int, Spectra] = {}
+        self._drawn: Spectra | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the loggers the hyperparameters before the trainer makes them write ``hparams.yaml``."""
-        for logger in tensorboard_loggers(trainer) if stage == "fit" else []:
-            logger.hparams.update(hyperparameters(pl_module, trainer))
+        if stage == "fit":
+            for logger in tensorboard_loggers(trainer):
+                logger.hparams.update(hyperparameters(pl_module, trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Charts and hyperparameters."""
+        """Write the layout of the charts and the hyperparameters."""
         parameters = hyperparameters(pl_module, trainer)
+        names = dict.fromkeys(compared_metrics(), 0)  # only the names matter: TensorBoard reads the values from scalars
         for logger in tensorboard_loggers(trainer):
-            logger.experiment.add_custom_scalars(CHARTS)
-            for summary in hparams(parameters, dict.fromkeys(SORTED_BY, 0)):  # names only; the values are the scalars'
+            logger.experiment.add_custom_scalars(charts())
+            for summary in hparams(parameters, names):
                 logger.experiment._get_file_writer().add_summary(summary)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Histograms and figures of the newest spectra."""
-        if not (loggers := tensorboard_loggers(trainer)) or trainer.sanity_checking:
+        """Draw the newest spectra, if any were measured since the last validation."""
+        loggers = tensorboard_loggers(trainer)
+        history = _history(trainer)
+        if not loggers or not history or trainer.sanity_checking:
             return
-        files = spectra_files(trainer.default_root_dir)
-        unseen = [step for step in files if step <= trainer.global_step and step not in self._history]
-        if not unseen:  # nothing was measured since
+        newest = history[max(history)]
+        if newest is self._drawn:
             return
-        self._history.update({step: Spectra.read(files[step]) for step in unseen})
-        newest = self._history[max(self._history)]
+        self._drawn = newest
         for logger in loggers:
-            _draw(logger.experiment, newest, self._history, adapter_label(*_adapter(pl_module)))
+            _draw(logger.experiment, newest, history, adapter_label(*_adapter(pl_module)))
+
+
+def compared_metrics() -> list[str]:
+    """Return the metrics in the HParams tab, which shows the last value of each for every run."""
+    return ["val/perplexity", *(f"spectra/{name}/mean" for name in MEASURES)]
+
+
+def charts() -> Charts:
+    """Return the layout of the Custom Scalars tab. With ``tensorboard --logdir runs`` each chart has a line per run."""
+    return {
+        "Perplexity (held-out)": {"Validation perplexity": ["Multiline", ["val/perplexity"]]},
+        "Spectra of the update (paper Section 3.1)": {
+            **{measure.chart: ["Multiline", [f"spectra/{measure.name}/mean"]] for measure in MEASURES.values()},
+            "Effective rank by module": ["Multiline", [r"spectra/effective_rank/(?!mean).*"]],
+        },
+        "Training": {
+            "Training loss": ["Multiline", ["train/loss"]],
+            "Tokens per second": ["Multiline", ["throughput/tokens_per_second"]],
+        },
+    }
 
 
 def hyperparameters(module: Any, trainer: Any) -> dict[str, str | int | float]:
-    """What a table of runs is sorted by."""
-    data, (kind, settings) = trainer.datamodule, _adapter(module)
-    r = adapter_rank(settings)
-    return {
-        "adapter": adapter_name(kind, settings),
-        **({} if r is None else {"r": r}),
+    """Return the settings by which the HParams tab sorts and groups runs."""
+    kind, settings = _adapter(module)
+    parameters: dict[str, str | int | float] = {"adapter": adapter_name(kind, settings)}
+    rank = adapter_rank(settings)
+    if rank is not None:
+        parameters["r"] = rank
+    parameters |= {
         "learning_rate": module.learning_rate,
         "steps": module.total_steps,
         "base": Path(module.base).name,
-        **({} if data is None else {"data": type(data.dataset).__name__, "seed": data.seed}),
     }
+    data = trainer.datamodule
+    if data is not None:
+        parameters |= {"data": type(data.dataset).__name__, "seed": data.seed}
+    return parameters
+
+
+def _history(trainer: Any) -> dict[int, Spectra]:
+    """Return the spectra by step that the trainer's tracker has; empty without a tracker."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, SpectralTracker):
+            return callback.history
+    return {}
 
 
 def _adapter(module: Any) -> tuple[str, dict[str, Any]]:
@@ -93,13 +115,13 @@ def _draw(writer: Any, newest: Spectra, history: dict[int, Spectra], label: str)
     if not update:
         return
     for module, names in by_module(update).items():
-        positive = torch.cat([update[name] for name in names.values()]).clamp_min(1e-12).log10()
-        writer.add_histogram(f"log10 singular values of the update/{module}", positive, newest.step)
-    steps = {step: of.values["update"] for step, of in history.items() if of.values.get("update")}
+        logarithms = torch.cat([update[name] for name in names.values()]).clamp_min(1e-12).log10()
+        writer.add_histogram(f"log10 singular values of the update/{module}", logarithms, newest.step)
+    updates = {step: spectra.values["update"] for step, spectra in history.items() if spectra.values.get("update")}
     figures = {
         "spectral signature": spectral_signature({label: update}),
         "cumulative energy": cumulative_energy_curves({label: update}),
-        "effective rank by layer and step": effective_rank_map(steps),
+        "effective rank by layer and step": effective_rank_map(updates),
     }
     for title, figure in figures.items():
         writer.add_figure(f"spectra/{title}", figure, newest.step)

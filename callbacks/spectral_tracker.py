@@ -2,42 +2,43 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, get_args
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from cera.runs.files import replacing
 from cera.runs.loggers import log_now
-from cera.spectral import NonFiniteError, SpectrumAccumulator, effective_rank, energy_rank
+from cera.spectral.aggregate import metrics
 from cera.spectral.files import Quantity, Spectra, spectra_files
-from cera.spectral.hooks import Branch, find_branches
-from cera.spectral.layer_names import by_module
+from cera.spectral.recorder import SpectrumRecorder, batch_mask
 
 
 class SpectralTracker(Callback):
-    """Measures effective rank and AUC-90 of every layer at each validation, on batches computed anyway.
+    """Measures the spectrum of every adapted layer at each validation, on batches that are computed anyway.
 
-    Logs, over all adapted layers and per module (``q_proj``, ...), the mean of ``spectra/effective_rank``,
-    ``spectra/effective_rank_over_r`` and ``spectra/auc_90``, and each per layer under ``spectra_by_layer``; for other
-    quantities than the update the same under ``spectra_latent`` and ``spectra_weight``. ``spectra/cost`` is the
-    tracker's share of the run's time so far. Keeps the singular values in ``spectra/step=N.safetensors`` of the run
-    directory. A layer whose activations are NaN or infinite has no spectrum: it is named in a warning, nothing is
-    logged, and training goes on.
+    It works in any Lightning trainer whose module holds a PEFT model, under any attribute name. Padding is recognized
+    by the batch's ``tokens`` or ``attention_mask``; other batches are measured in full.
+
+    Each registered measure (``cera.spectral.measures``), such as ``effective_rank`` and ``auc_90``, is logged as a mean
+    over all adapted layers and per module under ``spectra/``, and per layer under ``spectra_by_layer/``; see
+    ``cera.spectral.aggregate.metrics``. ``spectra/cost`` is the tracker's share of the run's time so far. The singular
+    values are written to ``spectra/step=N.safetensors`` in the trainer's ``default_root_dir``.
+
+    If activations are NaN or infinite, a warning names the layer, nothing is logged, and training continues.
 
     Args:
-        batches: Validation batches to read at each validation, per rank; their padding is left out.
+        batches: Number of validation batches to measure at each validation, per rank.
         quantities: Which matrices H (see ``cera.spectral``): ``update``, ``latent``, ``weight``. A quantity that an
-            adapter does not have (DoRA a latent, CeRA a weight) is left out for it.
-        every_n_steps: Measure a training step's batches instead, at every so many steps. The model is in training mode
-            there, so what LoRA's dropout does to the layer's input is in its spectrum; CeRA's latent is taken before
-            dropout.
+            adapter does not have (DoRA a latent, CeRA a weight) is left out.
+        every_n_steps: Measure the batches of every n-th training step instead. The model is then in training mode, so
+            the effect of LoRA's dropout on the layer's input is in its spectrum; CeRA's latent is read before dropout.
+
+    Attributes:
+        history: Spectra by step, on the first rank: those of this process, and after a resume those before it.
 
     Raises:
         ValueError: An argument is out of its range; the message names it.
@@ -60,169 +61,134 @@ class SpectralTracker(Callback):
         self.batches = batches
         self.quantities = quantities
         self.every_n_steps = every_n_steps
-        self._branches: list[Branch] = []
-        self._streams: dict[str, SpectrumAccumulator] = {}
-        self._handles: list[RemovableHandle] = []
-        self._mask: Tensor | None = None
-        self._not_finite: dict[str, None] = {}  # in the order of the layers
-        self._step = 0
-        self._seconds = 0.0  # spent here
-        self._earlier = 0.0  # spent in the run before it was resumed
+        self.history: dict[int, Spectra] = {}
+        self._recorder: SpectrumRecorder | None = None  # None when nothing is being measured
+        self._first_step = 0  # optimizer steps done when the recorder was made
+        self._seconds = 0.0  # spent on measuring, in the whole run
+        self._seconds_before_resume = 0.0
         self._started = 0.0
-
-    # When to measure
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock anew; a resumed run writes the spectra after its checkpoint again."""
+        """Restart the clock, read the spectra of earlier steps and delete those of steps that will be made again."""
         self._started = time.perf_counter()
-        if trainer.is_global_zero:
-            for step, path in spectra_files(trainer.default_root_dir).items():
-                if step > trainer.global_step:
-                    path.unlink()
+        if not trainer.is_global_zero:
+            return
+        self.history = {}
+        for step, path in spectra_files(trainer.default_root_dir).items():
+            if step > trainer.global_step:
+                path.unlink()
+            else:
+                self.history[step] = Spectra.read(path)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Begin anew. The base alone, before the first step, has no update to measure."""
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the recorder. The sanity check is skipped: the base model has no update."""
         if self.every_n_steps is None and not trainer.sanity_checking:
-            self._begin(trainer, pl_module)
+            self._reset(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Listen to the first batches."""
-        if self.every_n_steps is None and self._streams and batch_idx < self.batches:
-            self._listen(batch)
+        """Record the first batches."""
+        if self.every_n_steps is None and self._recorder is not None and batch_idx < self.batches:
+            self._recorder.attach(batch_mask(batch))
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Stop listening."""
-        self._stop_listening()
+        """Stop recording."""
+        self._detach()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, log and keep."""
-        if self.every_n_steps is None and self._streams:
-            pl_module.log_dict(self._measure(trainer), sync_dist=True)
+        """Measure, log and write the spectra."""
+        if self.every_n_steps is None and self._recorder is not None:
+            pl_module.log_dict(self._measure(trainer, self._recorder), sync_dist=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Listen to all micro-batches of the step, if it is time."""
-        if self.every_n_steps is not None and (trainer.global_step + 1) % self.every_n_steps == 0:
-            if not self._streams:
-                self._begin(trainer, pl_module)
-            self._listen(batch)
+        """Record all micro-batches of a step that is to be measured."""
+        if self.every_n_steps is None or (trainer.global_step + 1) % self.every_n_steps != 0:
+            return
+        if self._recorder is None:
+            self._reset(trainer, pl_module)
+        if self._recorder is not None:
+            self._recorder.attach(batch_mask(batch))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Stop listening before gradient checkpointing runs the forward once more."""
-        self._stop_listening()
+        """Stop recording before gradient checkpointing repeats the forward pass."""
+        self._detach()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure at the end of the step, log and keep."""
-        if self._streams and trainer.global_step > self._step:
-            log_now(trainer, self._measure(trainer))
+        """Measure, log and write the spectra at the end of the optimizer step."""
+        if self.every_n_steps is not None and self._recorder is not None and trainer.global_step > self._first_step:
+            log_now(trainer, self._measure(trainer, self._recorder))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no hook behind."""
-        self._stop_listening()
+        """Remove all hooks from the model."""
+        self._detach()
 
     def state_dict(self) -> dict[str, float]:
-        """The times that the cost is measured by."""
-        return {"seconds": self._seconds, "training": self._earlier + time.perf_counter() - self._started}
+        """Return the times that ``spectra/cost`` is computed from."""
+        return {"seconds": self._seconds, "training": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """The inverse of ``state_dict``."""
-        self._seconds, self._earlier = state_dict["seconds"], state_dict["training"]
+        """Restore the times that ``state_dict`` returned."""
+        self._seconds, self._seconds_before_resume = state_dict["seconds"], state_dict["training"]
 
-    # How
+    def _elapsed(self) -> float:
+        return self._seconds_before_resume + time.perf_counter() - self._started
 
-    def _begin(self, trainer: Trainer, pl_module: Any) -> None:
-        self._step = trainer.global_step
-        self._branches = find_branches(pl_module.model)
-        self._streams = {branch.name: SpectrumAccumulator(branch.name) for branch in self._branches}
-        self._not_finite = {}
+    def _reset(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step = trainer.global_step
+        recorder = SpectrumRecorder(pl_module, self.quantities)
+        if not recorder.branches:
+            rank_zero_warn(f"SpectralTracker measures nothing: {type(pl_module).__name__} holds no PEFT adapter.")
+        self._recorder = recorder if recorder.branches else None
 
-    def _listen(self, batch: Any) -> None:
-        self._mask = batch["tokens"]
-        for branch in self._branches:
-            self._handles += branch.listen(partial(self._receive, branch.name))
+    def _detach(self) -> None:
+        if self._recorder is not None:
+            self._recorder.detach()
 
-    def _stop_listening(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def _receive(self, name: str, activations: Tensor) -> None:
+    def _measure(self, trainer: Trainer, recorder: SpectrumRecorder) -> dict[str, float]:
+        """Combine the ranks' spectra, write them, and return what is to be logged."""
         start = time.perf_counter()
-        try:
-            self._streams[name].update(activations, self._mask)
-        except NonFiniteError:
-            self._not_finite[name] = None
-        self._seconds += time.perf_counter() - start
-
-    def _measure(self, trainer: Trainer) -> dict[str, float]:
-        """Add up over the ranks, write the file, and return what is to be logged."""
-        start = time.perf_counter()
-        streams, self._streams = self._streams, {}
-        if trainer.strategy.reduce_boolean_decision(bool(self._not_finite), all=False):
+        self._recorder = None
+        self._seconds += recorder.seconds
+        if trainer.strategy.reduce_boolean_decision(bool(recorder.errors), all=False):
             rank_zero_warn(
                 f"No spectra at step {trainer.global_step}: NaN or infinite activations in "
-                f"{len(self._not_finite)} layers of this rank, such as {next(iter(self._not_finite), None)}."
+                f"{len(recorder.errors)} layers of this rank, such as {next(iter(recorder.errors), None)}."
             )
             return {}
-        spectra: dict[str, dict[str, Tensor]] = {str(quantity): {} for quantity in self.quantities}
-        for branch in self._branches:
-            streams[branch.name].all_reduce()
-            for found, sigma in branch.spectra(streams[branch.name], self.quantities, _whole).items():
-                spectra[found][branch.name] = sigma.cpu()
-        ranks = {branch.name: branch.rank for branch in self._branches if branch.rank}
+        recorder.all_reduce()
+        spectra = recorder.spectra(trainer.global_step, _gather_partitioned)
         if trainer.is_global_zero:
-            self._keep(trainer, Spectra(trainer.global_step, dict(spectra), ranks))
-        values = {}
-        for quantity, layers in spectra.items():
-            values.update(_measures(quantity, layers, ranks))
+            self.history[spectra.step] = spectra
+            _write(spectra, Path(trainer.default_root_dir) / "spectra")
+        logged = metrics(spectra)
         self._seconds += time.perf_counter() - start
-        values["spectra/cost"] = self._seconds / (self._earlier + time.perf_counter() - self._started)
-        return values
-
-    def _keep(self, trainer: Trainer, spectra: Spectra) -> None:
-        folder = Path(trainer.default_root_dir) / "spectra"
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / spectra.file_name) as file:
-            spectra.save(file)
+        logged["spectra/cost"] = self._seconds / self._elapsed()
+        return logged
 
 
-def _measures(quantity: str, spectra: dict[str, Tensor], ranks: dict[str, int]) -> dict[str, float]:
-    """What is logged of one quantity's spectra."""
-    if not spectra:
-        return {}
-    suffix = "" if quantity == "update" else f"_{quantity}"
-    modules = by_module(spectra)
-    rank = {name: effective_rank(sigma) for name, sigma in spectra.items()}
-    per_layer = {
-        "effective_rank": rank,
-        "effective_rank_over_r": {name: rank[name] / ranks[name] for name in spectra if name in ranks},
-        "auc_90": {name: float(energy_rank(sigma)) for name, sigma in spectra.items()},
-    }
-    groups = {"mean": list(spectra)}
-    if len(modules) > 1:
-        groups.update({module: list(names.values()) for module, names in modules.items()})
-    values = {}
-    for measure, of in per_layer.items():
-        for module, names in modules.items():
-            layers = {f"{number:02d}": of[name] for number, name in names.items() if name in of}
-            values.update({f"spectra{suffix}_by_layer/{measure}/{module}/{n}": value for n, value in layers.items()})
-        for group, members in groups.items():
-            if known := [of[name] for name in members if name in of]:
-                values[f"spectra{suffix}/{measure}/{group}"] = fmean(known)
-    return values
+def _write(spectra: Spectra, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / spectra.file_name) as file:
+        spectra.save(file)
 
 
-def _whole(weight: Tensor) -> Tensor:
-    """The weight, gathered if ZeRO-3 has partitioned it."""
+def _gather_partitioned(weight: Tensor) -> Tensor:
+    """Return the weight in full if ZeRO-3 has partitioned it. Every rank must call this."""
     if not hasattr(weight, "ds_id"):
         return weight
     from cera.training.deepspeed import gather

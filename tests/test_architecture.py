@@ -12,10 +12,7 @@ ROOMS = (
     "callbacks", "cli",
 )  # fmt: skip
 """Low to high: a room imports only from itself and from rooms before it."""
-ALLOWED: dict[tuple[str, str], str] = {
-    ("cera.linearize.command", "cera.spectral.command.chats_for"): "the rows to measure on are still in a command",
-    ("cera.spectral.__main__", "cera.spectral.command.main"): "goes with `python -m cera.spectral`",
-}
+ALLOWED: dict[tuple[str, str], str] = {}
 """(importing module, imported name) -> the reason for an import that points up, or that names a command."""
 OUTSIDE = {"adapters": {"lightning", "datasets", "jsonargparse"}, "spectral": {"lightning", "datasets", "jsonargparse"}}
 """Libraries that a room does without."""

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.data.chat import IGNORE
+from cera.data.measured import measured_rows
 from cera.linearize.adapter import Linearization, LinearizedLayer
 from cera.linearize.figure import figure
 from cera.linearize.fit import HOLD_OUT_EVERY, can_linearize, linearize
 from cera.runs.finished import RunError
 from cera.runs.saved_adapter import SavedAdapter
-from cera.spectral.command import chats_for
 from cera.training.perplexity import Perplexity
 
 TOKENS_PER_INPUT = 10
@@ -83,7 +83,7 @@ def _load(options: argparse.Namespace) -> tuple[SavedAdapter, list[dict[str, Any
         if value is not None and value < 1:
             raise RunError(f"--{flag} must be at least 1, got {value}.")
     saved = SavedAdapter.find(options.folder, options.base)
-    data = chats_for(saved.base, options.data, options.rows)
+    data = measured_rows(saved.base, options.data, options.rows)
     settings = saved.settings
     if not can_linearize(PeftConfig.from_pretrained(str(saved.folder))):
         named = ("peft_type", "granularity", "target_parameters", "use_dora")

@@ -1,11 +1,14 @@
-"""The paper's spectral figures (Fig. 1, 3 and 4), from spectra that a run has kept.
+"""The paper's spectral figures (Fig. 1, 3 and 4), from singular values.
 
-Every function takes ``{label: {layer: singular values}}`` or the like and returns a matplotlib figure; a line is an
-adapter, and the shade around it holds its layers from the 10th to the 90th percentile.
+    from cera.runs.finished import FinishedRun
+    spectra = {run.label: run.spectra()[-1].values["update"] for run in map(FinishedRun.read, folders)}
+    side_by_side(spectra).savefig("spectra.png")
+
+Functions take the singular values of several adapters, by label and layer, and return a matplotlib figure. Each adapter
+is a line, and the shade around it spans the 10th to the 90th percentile of its layers.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,16 +17,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
-from cera.spectral import cumulative_energy, effective_rank, energy_rank
-from cera.spectral.layer_names import by_module
+from cera.spectral.aggregate import ALL_LAYERS, SpectralSummary, summarize
+from cera.spectral.files import LayerSpectra
+from cera.spectral.measures import cumulative_energy
 
-Layers = dict[str, Tensor]
 FLOOR = 1e-6
-"""Singular values below this share of the largest are numerical zeros to an adapter in bf16, and are not drawn."""
+"""Singular values below this share of the largest are not drawn: to an adapter in bf16 they are numerically zero."""
+
+SetTicks = Callable[[list[int], list[str]], object]
+"""Sets the positions and labels of an axis's ticks."""
 
 
-def spectral_signature(spectra: dict[str, Layers]) -> Figure:
-    """Singular values in order over the largest, log scale (Fig. 3; Fig. 4, left).
+def spectral_signature(spectra: dict[str, LayerSpectra]) -> Figure:
+    """Draw the singular values, divided by the largest, on a log scale (Fig. 3; Fig. 4, left).
 
     Args:
         spectra: By adapter, then layer: (k,) fp64, descending.
@@ -33,8 +39,8 @@ def spectral_signature(spectra: dict[str, Layers]) -> Figure:
     return figure
 
 
-def cumulative_energy_curves(spectra: dict[str, Layers]) -> Figure:
-    """Energy held by the leading components, with the line of 90% that AUC-90 counts to (Fig. 1 and 4, right).
+def cumulative_energy_curves(spectra: dict[str, LayerSpectra]) -> Figure:
+    """Draw the share of the energy in the leading components, with AUC-90's line at 90% (Fig. 1 and 4, right).
 
     Args:
         spectra: By adapter, then layer: (k,) fp64, descending.
@@ -44,40 +50,38 @@ def cumulative_energy_curves(spectra: dict[str, Layers]) -> Figure:
     return figure
 
 
-def effective_rank_map(history: dict[int, Layers]) -> Figure:
-    """Effective rank of every layer over training, a panel for each module.
+def effective_rank_map(history: dict[int, LayerSpectra]) -> Figure:
+    """Draw the effective rank of every layer over training as an image, with a panel for each module.
 
     Args:
         history: By optimizer step, then layer: (k,) fp64, descending.
     """
     steps = sorted(history)
-    modules = by_module(history[steps[-1]])
+    summaries = [_summary(history[step]) for step in steps]
+    ranks = [summary.by_layer["effective_rank"] for summary in summaries]
+    modules = summaries[-1].modules
     figure, axes = panels(len(modules), height=4.5)
-    ranks = {
-        module: {
-            number: [effective_rank(history[step][name]) if name in history[step] else np.nan for step in steps]
-            for number, name in names.items()
-        }
+    images = {
+        module: np.array([[by_layer.get(name, np.nan) for by_layer in ranks] for name in names.values()])
         for module, names in modules.items()
     }
-    top = max(np.nanmax(list(of.values())) for of in ranks.values())
-    for ax, (module, of) in zip(axes, ranks.items(), strict=True):
-        numbers = list(of)
-        image = ax.imshow(list(of.values()), aspect="auto", origin="lower", vmin=0, vmax=max(top, 1), cmap="viridis")
-        _few_ticks(ax.set_xticks, steps)
-        _few_ticks(ax.set_yticks, numbers)
+    highest = max(np.nanmax(image) for image in images.values())
+    for ax, (module, names) in zip(axes, modules.items(), strict=True):
+        image = ax.imshow(images[module], aspect="auto", origin="lower", vmin=0, vmax=max(highest, 1), cmap="viridis")
+        _set_few_ticks(ax.set_xticks, steps)
+        _set_few_ticks(ax.set_yticks, list(names))
         ax.set(title=module, xlabel="step", ylabel="layer")
         ax.grid(visible=False)
     figure.colorbar(image, ax=axes, label="effective rank of the update")
     return figure
 
 
-def side_by_side(spectra: dict[str, Layers], quantity: str = "update") -> Figure:
-    """Signature, cumulative energy, and effective rank by layer, of several adapters.
+def side_by_side(spectra: dict[str, LayerSpectra], quantity: str = "update") -> Figure:
+    """Draw signature, cumulative energy and effective rank by layer of several adapters in three panels.
 
     Args:
         spectra: By adapter, then layer: (k,) fp64, descending.
-        quantity: What the singular values are of, for the titles.
+        quantity: Name of the measured matrix, for the titles.
     """
     figure, axes = panels(3)
     draw_signature(axes[0], spectra, quantity)
@@ -86,26 +90,26 @@ def side_by_side(spectra: dict[str, Layers], quantity: str = "update") -> Figure
     return figure
 
 
-def draw_signature(ax: Axes, spectra: dict[str, Layers], quantity: str = "update") -> None:
-    """The panel of ``spectral_signature``."""
+def draw_signature(ax: Axes, spectra: dict[str, LayerSpectra], quantity: str = "update") -> None:
+    """Draw the panel of ``spectral_signature``."""
     for label, layers in spectra.items():
-        # an update that is zero, as at the start, has no signature
+        # an update that is zero, as at the start of training, has no signature
         curves = _padded([sigma / sigma.max() for sigma in layers.values() if len(sigma) and sigma.max() > 0], 0.0)
         if curves.size:
-            _line_and_shade(ax, np.where(curves < FLOOR, np.nan, curves), label, log=True)
+            _draw_line_and_shade(ax, np.where(curves < FLOOR, np.nan, curves), label, log=True)
             ax.set_yscale("log")
     ax.set(title=f"Spectral signature of the {quantity}", xlabel="component", ylabel="singular value / largest")
     if ax.lines:
         ax.legend()
 
 
-def draw_cumulative_energy(ax: Axes, spectra: dict[str, Layers]) -> None:
-    """The panel of ``cumulative_energy_curves``."""
+def draw_cumulative_energy(ax: Axes, spectra: dict[str, LayerSpectra]) -> None:
+    """Draw the panel of ``cumulative_energy_curves``."""
     for label, layers in spectra.items():
-        ninety = np.mean([energy_rank(sigma) for sigma in layers.values()])
         curves = _padded([cumulative_energy(sigma) for sigma in layers.values()], 1.0)
         if curves.size:
-            _line_and_shade(ax, curves, f"{label} (AUC-90 {ninety:.1f})")
+            mean = _summary(layers).means["auc_90"][ALL_LAYERS]
+            _draw_line_and_shade(ax, curves, f"{label} (AUC-90 {mean:.1f})")
     ax.axhline(0.9, color="0.4", linestyle="--", linewidth=1)
     ax.annotate("90%", (1, 0.9), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4")
     ax.set_xscale("log")
@@ -116,12 +120,13 @@ def draw_cumulative_energy(ax: Axes, spectra: dict[str, Layers]) -> None:
         ax.legend(loc="lower right")
 
 
-def draw_effective_rank_by_layer(ax: Axes, spectra: dict[str, Layers]) -> None:
-    """Effective rank against layer: a colour for each adapter, a line style for each module."""
+def draw_effective_rank_by_layer(ax: Axes, spectra: dict[str, LayerSpectra]) -> None:
+    """Draw the effective rank against the layer: a colour for each adapter, a line style for each module."""
     styles = ["-", "--", ":", "-."]
     for i, (label, layers) in enumerate(spectra.items()):
-        for j, (module, names) in enumerate(by_module(layers).items()):
-            ranks = [effective_rank(layers[name]) for name in names.values()]
+        summary = _summary(layers)
+        for j, (module, names) in enumerate(summary.modules.items()):
+            ranks = [summary.by_layer["effective_rank"][name] for name in names.values()]
             ax.plot(list(names), ranks, color=f"C{i}", linestyle=styles[j % 4], label=f"{label}, {module}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(title="Effective rank", xlabel="layer", ylabel="effective rank", ylim=(0, None))
@@ -129,7 +134,7 @@ def draw_effective_rank_by_layer(ax: Axes, spectra: dict[str, Layers]) -> None:
 
 
 def panels(count: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels side by side, in the style of all of these."""
+    """Return a figure with ``count`` panels side by side, in the style of all figures here."""
     figure = Figure(figsize=(5.5 * count, height), dpi=100, layout="constrained")
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for ax in axes:
@@ -138,27 +143,36 @@ def panels(count: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
+def _summary(layers: LayerSpectra) -> SpectralSummary:
+    return summarize(layers, ranks={})  # no figure shows a measure that needs the rank
+
+
 def _padded(curves: Sequence[Tensor], fill: float) -> np.ndarray:
-    """(layers, longest): layers of another width than the widest end in ``fill``."""
+    """Return the curves as (layers, longest); shorter ones are padded with ``fill``."""
     longest = max((len(curve) for curve in curves), default=0)
-    rows = [torch.cat([c, c.new_full((longest - len(c),), fill)]).numpy() for c in curves]
+    rows = [torch.cat([curve, curve.new_full((longest - len(curve),), fill)]).numpy() for curve in curves]
     return np.array(rows).reshape(len(rows), longest)
 
 
-def _line_and_shade(ax: Axes, curves: np.ndarray, label: str, log: bool = False) -> None:
+def _draw_line_and_shade(ax: Axes, curves: np.ndarray, label: str, log: bool = False) -> None:
+    """Draw mean (geometric if ``log``) and percentiles of the curves (layers, components), without NaN."""
     components = np.arange(1, curves.shape[1] + 1)
-    shown = ~np.isnan(curves).all(axis=0)
-    curves, components = curves[:, shown], components[shown]
-    logs = np.log(curves) if log else curves
+    defined = ~np.isnan(curves).all(axis=0)
+    curves, components = curves[:, defined], components[defined]
+    values = np.log(curves) if log else curves
     low, middle, high = (
-        np.exp(part) if log else part
-        for part in (np.nanpercentile(logs, 10, axis=0), np.nanmean(logs, axis=0), np.nanpercentile(logs, 90, axis=0))
+        np.exp(statistic) if log else statistic
+        for statistic in (
+            np.nanpercentile(values, 10, axis=0),
+            np.nanmean(values, axis=0),
+            np.nanpercentile(values, 90, axis=0),
+        )
     )
     line = ax.plot(components, middle, label=label)[0]
     ax.fill_between(components, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _few_ticks(set_ticks: Any, values: Sequence[int], at_most: int = 8) -> None:
-    every = -(-len(values) // at_most)
-    places = range(0, len(values), every)
-    set_ticks(list(places), [str(values[i]) for i in places])
+def _set_few_ticks(set_ticks: SetTicks, values: Sequence[int], at_most: int = 8) -> None:
+    stride = -(-len(values) // at_most)
+    positions = list(range(0, len(values), stride))
+    set_ticks(positions, [str(values[i]) for i in positions])

@@ -1,21 +1,32 @@
-"""Where in a PEFT model the activations lie that ``cera.spectral`` measures.
+"""Hooks that read the activations of an adapter in a PEFT model.
 
-For the adapters of this package and the LoRA family the latent is the input of the down-projection, and the update
-follows from it and the weight; where a projection has a bias (Houlsby), the stream has a column of ones for it.
-DoRA's update is defined as its output minus the base's, ``(m / ||W0 + s B A|| - 1) W0 x +
-m / ||W0 + s B A|| s B A x``; it has no latent of width r, nor have methods that are not known here: theirs is the
-layer's output minus that of its base layer, which in bf16 carries the rounding of the sum.
+``find_branches`` returns a ``Branch`` for each adapted layer. Its ``attach`` hooks the layer's activations, and its
+``spectra`` turns what an accumulator has seen of them into singular values:
+
+    for branch in find_branches(model):
+        accumulator = SpectrumAccumulator(branch.name)
+        handles = branch.attach(accumulator.update)
+
+Which activations a branch reads depends on the method:
+
+- For the adapters of this package and for LoRA and AdaLoRA they are the latent, the input of the down-projection. The
+  update follows from it and the weight of that projection. If the projection has a bias (Houlsby), a column of ones is
+  appended to the latent.
+- DoRA has no latent of width r. Its update is ``(m / ||W0 + s B A|| - 1) W0 x + m / ||W0 + s B A|| s B A x``, the
+  output of PEFT's DoRA layer.
+- For all other methods they are the update itself, as the layer's output minus that of its base layer. In bf16 it
+  carries the rounding of that sum.
 
 Adapters of fused experts (``target_parameters``) are left out: each expert's branch sees only the tokens that are
-routed to it, so there is no one matrix H of the layer, and LoRA's has no activations at all, being added to the weight.
+routed to it, so the layer has no single matrix H, and LoRA adds to the expert's weight and has no activations.
 
-A PiSSA adapter starts with the principal part of the weight in its B A: its update is that of the adapter, not what
-has changed since the base.
+A PiSSA adapter starts with the principal part of the weight in its B A: what is measured is the update of the adapter,
+not the change of the layer since the start.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import ParamWrapper
@@ -24,31 +35,46 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from cera.adapters import BranchLayer, CeraExperts
-from cera.spectral import SpectrumAccumulator, weight_spectrum
+from cera.spectral.accumulator import SpectrumAccumulator
 from cera.spectral.files import Quantity
 from cera.spectral.layer_names import base_name
+from cera.spectral.measures import weight_spectrum
 
-EPSILON = 1e-5
-"""AdaLoRA adds it to the number of ranks that it divides by."""
+ActivationSink = Callable[[Tensor], None]
+"""Receives the activations (..., k) of a layer at each forward pass."""
+
+AttachHook = Callable[[ActivationSink], list[RemovableHandle]]
+"""Registers a sink with a layer and returns the handles that remove it."""
+
+GatherWeight = Callable[[Tensor], Tensor]
+"""Returns a weight in full that may be partitioned over ranks (ZeRO-3)."""
+
+ADALORA_EPSILON = 1e-5
+"""Constant that AdaLoRA adds to the number of ranks before it divides by it."""
+
+
+def unpartitioned(weight: Tensor) -> Tensor:
+    """Return ``weight``, which is not partitioned, as it is."""
+    return weight
 
 
 @dataclass
 class Branch:
-    """One adapted layer.
+    """The adapter of one layer.
 
     Attributes:
-        name: Of the layer in the model, without PEFT's wrapping.
-        listen: Registers a function that gets the activations (..., k) at each forward; returns the hooks' handles.
+        name: Name of the layer in the base model.
+        attach: Registers a function that receives the layer's activations.
         rank: The adapter's r in this layer; ``None`` if it has none.
         down: ``W_down`` (d, r) if the activations are the latent; ``None`` if they are the update itself.
-        bias: Of ``W_down`` (d,), if it has one; then the activations have a last column of ones.
-        up: For linear adapters ``W_up`` (r, in), so that ``scaling * down @ up`` is the update's weight.
-        diagonal: AdaLoRA's E (r, 1), a factor on the rows of ``up``.
-        scaling: The factor on the update, 1 if it is in the activations already.
+        bias: Bias of ``W_down`` (d,), if it has one; the activations then end with a column of ones.
+        up: For linear adapters ``W_up`` (r, in), so that ``scaling * down @ up`` is the weight of the update.
+        diagonal: AdaLoRA's E (r, 1), which scales the rows of ``up``.
+        scaling: Factor ``s`` on the update; 1 if the activations include it.
     """
 
     name: str
-    listen: Callable[[Callable[[Tensor], None]], list[RemovableHandle]]
+    attach: AttachHook
     rank: int | None = None
     down: Tensor | None = None
     bias: Tensor | None = None
@@ -58,33 +84,34 @@ class Branch:
 
     def spectra(
         self,
-        stream: SpectrumAccumulator,
+        accumulator: SpectrumAccumulator,
         quantities: Collection[Quantity],
-        whole: Callable[[Tensor], Tensor] = lambda weight: weight,
+        gather: GatherWeight = unpartitioned,
     ) -> dict[Quantity, Tensor]:
-        """The singular values (k,) of each of ``quantities`` that the branch has.
+        """Return the singular values (k,) of each of ``quantities`` that the branch has.
 
         Args:
-            stream: What has seen the branch's activations.
-            quantities: Of ``update``, ``latent`` and ``weight``.
-            whole: Makes a weight whole that is spread over ranks.
+            accumulator: Has received the branch's activations.
+            quantities: Any of ``update``, ``latent`` and ``weight``.
+            gather: Called with each weight that is read.
         """
-        found: dict[Quantity, Tensor] = {}
-        down = None if self.down is None else whole(self.down)
+        spectra: dict[Quantity, Tensor] = {}
+        down = None if self.down is None else gather(self.down)
         if "update" in quantities:
-            to_update = down if down is None or self.bias is None else _append(down, whole(self.bias))
-            found["update"] = stream.singular_values(to_update, self.scaling)
+            projection = down if down is None or self.bias is None else _append_column(down, gather(self.bias))
+            spectra["update"] = accumulator.singular_values(projection, self.scaling)
         if "latent" in quantities and down is not None:
             r = down.shape[1]
-            found["latent"] = stream.singular_values(None if self.bias is None else torch.eye(r, r + 1))
+            without_ones = None if self.bias is None else torch.eye(r, r + 1)
+            spectra["latent"] = accumulator.singular_values(without_ones)
         if "weight" in quantities and down is not None and self.up is not None:
-            up = whole(self.up) if self.diagonal is None else whole(self.up) * whole(self.diagonal)
-            found["weight"] = weight_spectrum(down, up, self.scaling)
-        return found
+            up = gather(self.up) if self.diagonal is None else gather(self.up) * gather(self.diagonal)
+            spectra["weight"] = weight_spectrum(down, up, self.scaling)
+        return spectra
 
 
 def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
-    """The branches of ``adapter`` in ``model``, in the model's order; those of fused experts are left out."""
+    """Return the branches of ``adapter`` in the order of the model's modules, without those of fused experts."""
     return [
         _branch(base_name(name), layer, adapter)
         for name, layer in model.named_modules()
@@ -97,36 +124,34 @@ def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
 def _branch(name: str, layer: Any, adapter: str) -> Branch:
     rank = layer.r.get(adapter) if isinstance(getattr(layer, "r", None), dict) else None
     if isinstance(layer, BranchLayer):
-        if adapter in layer.branch_magnitude:
-            return Branch(name, lambda receive: _difference(layer, receive), rank)
-        return _cera(name, layer, adapter)
+        if adapter in layer.branch_magnitude:  # the hybrid with DoRA
+            return Branch(name, lambda sink: _attach_to_difference(layer, sink), rank)
+        return _cera_branch(name, layer, adapter)
     if adapter in getattr(layer, "lora_E", {}):
-        return _adalora(name, layer, adapter)
+        return _adalora_branch(name, layer, adapter)
     if adapter in getattr(layer, "lora_magnitude_vector", {}):
-        return Branch(name, lambda receive: [_on_output(layer.lora_magnitude_vector[adapter], receive)], rank)
-    plain = adapter in getattr(layer, "lora_B", {}) and adapter not in layer.lora_variant
-    if plain and isinstance(down := layer.lora_B[adapter], nn.Linear):
-        return Branch(
-            name,
-            lambda receive: [down.register_forward_pre_hook(lambda _, args: receive(args[0]))],
-            rank,
-            down.weight,
-            up=layer.lora_A[adapter].weight,
-            scaling=layer.scaling[adapter],
-        )
-    return Branch(name, lambda receive: _difference(layer, receive), rank)
+        return Branch(name, lambda sink: [_attach_to_output(layer.lora_magnitude_vector[adapter], sink)], rank)
+    if adapter in getattr(layer, "lora_B", {}) and adapter not in layer.lora_variant:
+        down = layer.lora_B[adapter]
+        if isinstance(down, nn.Linear):
+            return _lora_branch(name, layer, adapter, rank, down)
+    return Branch(name, lambda sink: _attach_to_difference(layer, sink), rank)
 
 
-def _cera(name: str, layer: Any, adapter: str) -> Branch:
-    activation, up, down = (part[adapter] for part in (layer.branch_activation, layer.branch_up, layer.branch_down))
+def _cera_branch(name: str, layer: BranchLayer, adapter: str) -> Branch:
+    activation = layer.branch_activation[adapter]
+    up, down = (cast(nn.Linear, part[adapter]) for part in (layer.branch_up, layer.branch_down))
 
-    def receive_with_ones(receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        return receive if down.bias is None else lambda z: receive(_append(z, torch.ones_like(z[..., 0])))
+    def attach(sink: ActivationSink) -> list[RemovableHandle]:
+        def receive(latent: Tensor) -> None:
+            sink(latent if down.bias is None else _append_column(latent, torch.ones_like(latent[..., 0])))
+
+        # The activation comes before dropout, so the latent is complete in training mode, too.
+        return [_attach_to_output(activation, receive)]
 
     return Branch(
         name,
-        # before dropout, so that a training batch shows the latent whole
-        lambda receive: [_on_output(activation, receive_with_ones(receive))],
+        attach,
         layer.r[adapter],
         down.weight,
         down.bias,
@@ -135,12 +160,18 @@ def _cera(name: str, layer: Any, adapter: str) -> Branch:
     )
 
 
-def _append(matrix: Tensor, column: Tensor) -> Tensor:
-    """``matrix`` (..., k) with ``column`` (...) behind its last."""
-    return torch.cat([matrix, column[..., None]], dim=-1)
+def _lora_branch(name: str, layer: Any, adapter: str, rank: int | None, down: nn.Linear) -> Branch:
+    return Branch(
+        name,
+        lambda sink: [down.register_forward_pre_hook(lambda _, args: sink(args[0]))],
+        rank,
+        down.weight,
+        up=layer.lora_A[adapter].weight,
+        scaling=layer.scaling[adapter],
+    )
 
 
-def _adalora(name: str, layer: Any, adapter: str) -> Branch:
+def _adalora_branch(name: str, layer: Any, adapter: str) -> Branch:
     up, diagonal, down = (getattr(layer, f"lora_{letter}")[adapter] for letter in "AEB")
 
     def latent(x: Tensor) -> Tensor:
@@ -148,24 +179,30 @@ def _adalora(name: str, layer: Any, adapter: str) -> Branch:
 
     return Branch(
         name,
-        lambda receive: [layer.base_layer.register_forward_pre_hook(lambda _, args: receive(latent(args[0])))],
+        lambda sink: [layer.base_layer.register_forward_pre_hook(lambda _, args: sink(latent(args[0])))],
         int(up.shape[0]),
         down,
         None,
         up,
         diagonal,
-        layer.scaling[adapter] / (float(layer.ranknum[adapter]) + EPSILON),
+        layer.scaling[adapter] / (float(layer.ranknum[adapter]) + ADALORA_EPSILON),
     )
 
 
-def _on_output(module: nn.Module, receive: Callable[[Tensor], None]) -> RemovableHandle:
-    return module.register_forward_hook(lambda _, args, output: receive(output))
+def _attach_to_output(module: nn.Module, sink: ActivationSink) -> RemovableHandle:
+    return module.register_forward_hook(lambda _, args, output: sink(output))
 
 
-def _difference(layer: Any, receive: Callable[[Tensor], None]) -> list[RemovableHandle]:
-    held: list[Tensor] = []
+def _attach_to_difference(layer: Any, sink: ActivationSink) -> list[RemovableHandle]:
+    """Attach ``sink`` to the layer's output minus its base layer's."""
+    base_outputs: list[Tensor] = []
     return [
-        # a copy: some methods add their update to the base's output in place
-        _on_output(layer.base_layer, lambda output: held.append(output.detach().clone())),
-        _on_output(layer, lambda output: receive(output.detach().float() - held.pop().float())),
+        # The copy is needed because some methods add their update to the base's output in place.
+        _attach_to_output(layer.base_layer, lambda output: base_outputs.append(output.detach().clone())),
+        _attach_to_output(layer, lambda output: sink(output.detach().float() - base_outputs.pop().float())),
     ]
+
+
+def _append_column(matrix: Tensor, column: Tensor) -> Tensor:
+    """Return ``matrix`` (..., k) with ``column`` (...) appended, (..., k + 1)."""
+    return torch.cat([matrix, column[..., None]], dim=-1)

@@ -1,17 +1,90 @@
-"""Numbers and curves of one spectrum (paper Section 3.1)."""
+"""Measures of one spectrum (paper Section 3.1), and the registry that every output of them reads.
+
+A registered measure appears in TensorBoard (scalars and charts), in ``metrics.csv``, in the table of ``cera spectra``
+and in its CSV file. A new one is one entry, in any module that is imported before:
+
+    @register_measure("stable_rank", heading="stable rank", chart="Stable rank: energy / that of the first")
+    def stable_rank(singular_values: Tensor) -> float:
+        return (singular_values / singular_values.max()).square().sum().item()
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+MeasureFunction = TypeVar("MeasureFunction", bound=Callable[..., float])
+"""Maps singular values (k,), and the layer's rank if the measure needs it, to a number."""
 
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that describes one spectrum.
+
+    Attributes:
+        name: Name in TensorBoard's tags and in the columns of CSV files.
+        function: Called with the singular values (k,), and with the layer's rank if ``needs_rank``.
+        heading: Column heading in tables.
+        chart: Title of its chart in TensorBoard.
+        format: Format specification of its values in tables.
+        needs_rank: Whether ``function`` takes the rank; layers without a rank are then left out.
+    """
+
+    name: str
+    function: Callable[..., float]
+    heading: str
+    chart: str
+    format: str = ".2f"
+    needs_rank: bool = False
+
+    def __call__(self, singular_values: Tensor, rank: int | None = None) -> float | None:
+        """Return the measure of a layer's spectrum, or ``None`` if it needs a rank and the layer has none."""
+        if not self.needs_rank:
+            return float(self.function(singular_values))
+        return None if rank is None else float(self.function(singular_values, rank))
+
+
+MEASURES: dict[str, Measure] = {}
+"""All registered measures by name, in the order of columns and charts."""
+
+
+def register_measure(
+    name: str, *, heading: str, chart: str, format: str = ".2f", needs_rank: bool = False
+) -> Callable[[MeasureFunction], MeasureFunction]:
+    """Register the decorated function as a measure; see ``Measure`` for the arguments.
+
+    Raises:
+        ValueError: ``name`` is registered already with another function, or is not a name for a tag.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"a measure's name must consist of letters, digits and _, got {name!r}.")
+
+    def register(function: MeasureFunction) -> MeasureFunction:
+        registered = MEASURES.get(name)
+        if registered is not None and _origin(registered.function) != _origin(function):
+            raise ValueError(f"a measure named {name!r} is registered already.")
+        MEASURES[name] = Measure(name, function, heading, chart, format, needs_rank)
+        return function
+
+    return register
+
+
+def _origin(function: Callable[..., float]) -> tuple[str, str]:
+    """Identify a function across reloads of its module, which may register it again."""
+    return function.__module__, function.__qualname__
+
+
+@register_measure("effective_rank", heading="ER", chart="Effective rank, mean over layers (Eq. 3)")
 def effective_rank(singular_values: Tensor) -> float:
-    """``exp(-sum p_i ln p_i)`` with ``p_i = sigma_i / sum sigma`` (paper Eq. 3; Roy & Vetterli 2007).
+    """Return ``exp(-sum p_i ln p_i)`` with ``p_i = sigma_i / sum sigma`` (paper Eq. 3; Roy & Vetterli 2007).
 
     Args:
         singular_values: (k,), not negative, in any order.
 
     Returns:
-        Between 1 and k; 0 for a zero matrix, which has no direction at all.
+        A number between 1 and k; 0 for a zero matrix, which has no direction at all.
     """
     sigma = singular_values.double()
     total = sigma.sum()
@@ -20,8 +93,14 @@ def effective_rank(singular_values: Tensor) -> float:
     return torch.special.entr(sigma / total).sum().exp().item()
 
 
+@register_measure("effective_rank_over_r", heading="ER / r", chart="Effective rank / r", format=".3f", needs_rank=True)
+def effective_rank_over_r(singular_values: Tensor, rank: int) -> float:
+    """Return the effective rank as a share of the adapter's rank r."""
+    return effective_rank(singular_values) / rank
+
+
 def cumulative_energy(singular_values: Tensor) -> Tensor:
-    """Share of the energy ``sum sigma_i^2`` that the leading components hold (paper Fig. 1 and 4, right).
+    """Return the share of the energy ``sum sigma_i^2`` in the leading components (paper Fig. 1 and 4, right).
 
     Args:
         singular_values: (k,), in any order.
@@ -34,15 +113,16 @@ def cumulative_energy(singular_values: Tensor) -> Tensor:
     return energy.cumsum(0) / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 
+@register_measure("auc_90", heading="AUC-90", chart="AUC-90: components that hold 90% of the energy")
 def energy_rank(singular_values: Tensor, fraction: float = 0.9) -> int:
-    """AUC-90: how many leading components hold ``fraction`` of the energy (paper Section 4.1).
+    """Return the number of leading components that hold ``fraction`` of the energy: AUC-90 (paper Section 4.1).
 
     Args:
         singular_values: (k,), in any order.
         fraction: In (0, 1].
 
     Returns:
-        Between 1 and k; 0 for a zero matrix.
+        A number between 1 and k; 0 for a zero matrix.
 
     Raises:
         ValueError: ``fraction`` is out of its range.
@@ -52,17 +132,17 @@ def energy_rank(singular_values: Tensor, fraction: float = 0.9) -> int:
     curve = cumulative_energy(singular_values)
     if not len(curve) or curve[-1] == 0:
         return 0
-    # the curve's own rounding must not ask for one more component than the fraction does
+    # the tolerance keeps the rounding of the cumulative sum from adding a component
     return int((curve < fraction - 1e-12).sum().item()) + 1
 
 
 def weight_spectrum(down: Tensor, up: Tensor, scaling: float = 1.0) -> Tensor:
-    """Singular values of ``scaling * down @ up`` without forming the product.
+    """Return the singular values of ``scaling * down @ up`` without forming the product.
 
     Args:
         down: (d, r).
         up: (r, k).
-        scaling: The adapter's factor.
+        scaling: The adapter's factor ``s``.
 
     Returns:
         (min(d, r, k),) fp64, descending.

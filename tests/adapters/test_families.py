@@ -79,7 +79,7 @@ def test_spectra_of_every_branch(model_type):
         out = OUT[model_type][branch.name.rpartition(".")[2]]
         assert branch.down.shape == (out, R)
         stream = SpectrumAccumulator()
-        handles = branch.listen(lambda z, stream=stream: stream.update(z))
+        handles = branch.attach(lambda z, stream=stream: stream.update(z))
         logits(model)
         for handle in handles:
             handle.remove()

@@ -33,8 +33,8 @@ from cera.adapters import trainable_parameters
 from cera.adapters.targets import MODULES, default_targets
 from cera.models.backbone import build_skeleton, load_config, load_model
 from cera.runs.finished import curve
-from cera.spectral.command import measure
 from cera.spectral.hooks import find_branches
+from cera.spectral.recorder import measure
 from cera.training.module import CausalLM
 
 LLAMA_3_8B = str(REPOSITORY / "configs" / "models" / "llama-3-8b")

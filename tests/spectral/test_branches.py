@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 import cera
 from cera.spectral import effective_rank
-from cera.spectral.command import measure
 from cera.spectral.hooks import find_branches
 from cera.spectral.layer_names import layer_labels
+from cera.spectral.recorder import measure
 
 TARGETS = ["q_proj", "v_proj"]
 ADAPTERS = {
@@ -102,7 +102,7 @@ def test_a_latent_in_training_mode_is_taken_before_dropout(tiny_llama, batches):
     model = trained(tiny_llama, cera.CeraConfig(r=8, dropout=0.5))
     branch = find_branches(model)[0]
     seen = []
-    handles = branch.listen(seen.append)
+    handles = branch.attach(seen.append)
     ids = batches[0]["input_ids"]
     model(ids)
     model.train()

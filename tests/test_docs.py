@@ -162,7 +162,6 @@ def test_recipe_of_an_activation() -> None:
         del cera.adapters.ACTIVATIONS["softsign"]
 
 
-@pytest.mark.skipif(not hasattr(cera.spectral.measures, "MEASURES"), reason="the registry of measures is not in yet")
 def test_recipe_of_a_measure() -> None:
     from cera.spectral.measures import MEASURES
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cera.runs.saved_adapter import AdapterError, SavedAdapter
 
 FILE = '''
-"""CeRA with the square of the latent: W0 x + s W_down (W_up x)^2."""
+"""CeRA with the cube of the latent: W0 x + s W_down (W_up x)^3."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,24 +27,24 @@ import cera
 from cera.adapters import ACTIVATIONS, BranchConfig, BranchModel
 
 
-class Square(nn.Module):
+class Cube(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.square()
+        return x**3
 
 
-ACTIVATIONS["square"] = Square
+ACTIVATIONS["cube"] = Cube
 
 
-class SquareModel(BranchModel):
-    prefix = "square_"
+class CubeModel(BranchModel):
+    prefix = "cube_"
 
 
-@cera.register_adapter(SquareModel)
+@cera.register_adapter(CubeModel)
 @dataclass
-class SquareConfig(BranchConfig):
-    prefix: ClassVar[str] = "square_"
+class CubeConfig(BranchConfig):
+    prefix: ClassVar[str] = "cube_"
 
-    activation: str = "square"
+    activation: str = "cube"
     default_placement = None  # beside linear layers
 '''
 
@@ -61,14 +61,14 @@ def invoke(arguments: list[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tiny_llama, tmp_path_factory) -> Path:
-    """A folder with the file ``square_adapter.py`` and a run of its adapter in ``runs/test``."""
+    """A folder with the file ``cube_adapter.py`` and a run of its adapter in ``runs/test``."""
     folder = tmp_path_factory.mktemp("own_adapter")
-    (folder / "square_adapter.py").write_text(FILE)
+    (folder / "cube_adapter.py").write_text(FILE)
     settings = {"target_modules": ["q_proj", "v_proj"], "r": 8}
-    config = {"model": {"adapter": {"class_path": "square_adapter.SquareConfig", "init_args": settings}}}
-    (folder / "square.yaml").write_text(json.dumps(config))
+    config = {"model": {"adapter": {"class_path": "cube_adapter.CubeConfig", "init_args": settings}}}
+    (folder / "cube.yaml").write_text(json.dumps(config))
     options = command(tiny_llama, folder / "runs", config=str(REPOSITORY / "configs" / "smol_cera.yaml"))[2:]
-    options[2:2] = ["--config", "square.yaml"]
+    options[2:2] = ["--config", "cube.yaml"]
     invoke([sys.executable, "-m", "cera", "train", *options], folder)
     return folder
 
@@ -78,9 +78,9 @@ def test_it_trains_and_is_saved_under_its_own_names(folder):
     assert len(losses(run_dir)) == 8
     weights = load_file(run_dir / "adapter" / "adapter_model.safetensors")
     assert weights
-    assert all(".square_up." in name or ".square_down." in name for name in weights)
+    assert all(".cube_up." in name or ".cube_down." in name for name in weights)
     assert any(weight.any() for name, weight in weights.items() if "down" in name)
-    assert json.loads((run_dir / "adapter" / "adapter_config.json").read_text())["peft_type"] == "SQUARE"
+    assert json.loads((run_dir / "adapter" / "adapter_config.json").read_text())["peft_type"] == "CUBE"
 
 
 def test_its_spectra_are_measured(folder):
@@ -95,7 +95,7 @@ def test_other_commands_load_it_from_the_run(folder):
     cera = [sys.executable, "-m", "cera"]
     out = ["--out", str(folder / "spectra.png")]
     printed = invoke([*cera, "spectra", "runs/test", *out], folder)
-    assert "Square" in printed
+    assert "Cube" in printed
     evaluation = ["--config", str(REPOSITORY / "configs" / "eval_smol.yaml"), "--evaluation.task.limit=1"]
     sampling = ["--evaluation.sampling.max_new_tokens=2", "--dtype=float32"]
     printed = invoke([*cera, "evaluate", *evaluation, *sampling, "--adapter", "runs/test"], folder)
@@ -104,16 +104,16 @@ def test_other_commands_load_it_from_the_run(folder):
 
 def test_a_bare_adapter_directory_says_what_to_import_and_loads_then(folder, tmp_path, monkeypatch):
     adapter = folder / "runs" / "test" / "adapter"
-    if "square_adapter" in sys.modules:
-        pytest.skip("square_adapter is imported in this process already")
-    with pytest.raises(AdapterError, match=r"'SQUARE', which is not registered.*--import MODULE"):
+    if "cube_adapter" in sys.modules:
+        pytest.skip("cube_adapter is imported in this process already")
+    with pytest.raises(AdapterError, match=r"'CUBE', which is not registered.*--import MODULE"):
         SavedAdapter.find(adapter)
-    cera = [sys.executable, "-m", "cera", "evaluate", "--import", "square_adapter"]
+    cera = [sys.executable, "-m", "cera", "evaluate", "--import", "cube_adapter"]
     evaluation = ["--config", str(REPOSITORY / "configs" / "eval_smol.yaml"), "--evaluation.task.limit=1"]
     sampling = ["--evaluation.sampling.max_new_tokens=2", "--dtype=float32", "--out", str(tmp_path)]
     assert "pass@1" in invoke([*cera, *evaluation, *sampling, "--adapter", str(adapter)], folder)
     monkeypatch.syspath_prepend(folder)
-    import square_adapter  # noqa: F401
+    import cube_adapter  # noqa: F401
 
     model = SavedAdapter.find(folder / "runs" / "test").load(torch.float32, "cpu")
-    assert type(model.base_model).__name__ == "SquareModel"
+    assert type(model.base_model).__name__ == "CubeModel"

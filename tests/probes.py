@@ -1,6 +1,7 @@
 """Callbacks that look inside a training process and print what they find."""
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 
 class HeldParameters(Callback):
@@ -53,3 +54,10 @@ class Batches(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.seen.append((trainer.global_step, batch["input_ids"].flatten().tolist()))
+
+
+class Misconfigured(Callback):
+    """Raises, at the start of training, what Lightning raises for settings that do not go together."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        raise MisconfigurationException("a setting that only a run can judge")

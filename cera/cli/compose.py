@@ -3,7 +3,7 @@
 A YAML file may begin with ``include: [other.yaml, cera://NAME, ...]``, where paths are relative to the file. The
 included files are merged in order, and the file's own keys on top of them: mappings key by key, anything else is
 replaced. A mapping whose ``class_path`` changes is replaced as a whole, since its ``init_args`` belonged to another
-class.
+class. ``KEY+`` appends to the list ``KEY`` of the included files, as it does on the command line.
 
 Example:
     >>> compose("cera://smol_cera")["model"]["adapter"]["class_path"]
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from cera.cli.shipped import NAME, configuration_file
+from cera.cli.yaml_scalars import Loader, typed_values
 from cera.runs.moved import current_class_paths
 
 
@@ -28,6 +29,11 @@ def compose(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: A file is missing, is not a mapping, or includes itself; the message gives the chain of files.
     """
+    return typed_values(compose_scalars(path))
+
+
+def compose_scalars(path: str | Path) -> dict[str, Any]:
+    """Read a configuration file as ``compose`` does, but keep the text of numbers; see ``cera.cli.yaml_scalars``."""
     return _compose(configuration_file(path), ())
 
 
@@ -38,16 +44,20 @@ def _compose(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no such configuration: {chain}")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(), Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"configuration is not YAML: {chain}: {error}") from error
+    if typed_values(content) is None:
+        content = {}
     if not isinstance(content, dict):
         raise ValueError(f"configuration is not a mapping of keys to values: {chain}")
     merged: dict[str, Any] = {}
-    included = content.pop("include", None) or []
+    included = typed_values(content.pop("include", None)) or []
     if isinstance(included, str):
         included = [included]
     for name in included:
+        if not isinstance(name, str):
+            raise ValueError(f"include must name files, got {name!r}: {chain}")
         file = configuration_file(name) if NAME.fullmatch(name) else path.parent / name
         merged = merge(merged, _compose(file, (*including, path)))
     return merge(merged, current_class_paths(content))
@@ -59,4 +69,24 @@ def merge(base: Any, over: Any) -> Any:
         return over
     if "class_path" in over and over["class_path"] != base.get("class_path"):
         return over
-    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in over.items()}}
+    merged = dict(base)
+    # a key that replaces a list comes before one that appends to it, whatever their order in the file
+    for key, value in sorted(over.items(), key=lambda item: str(item[0]).endswith("+")):
+        if str(key).endswith("+"):
+            _append(merged, key.removesuffix("+"), value)
+        else:
+            merged.pop(f"{key}+", None)
+            merged[key] = merge(base[key], value) if key in base else value
+    return merged
+
+
+def _append(merged: dict[str, Any], key: str, value: Any) -> None:
+    """Append ``value``, one item or several, to the list ``key``; without one, keep ``key+`` for a later merge."""
+    target = key if key in merged else f"{key}+"
+    merged[target] = [*_items(merged.get(target)), *_items(value)]
+
+
+def _items(value: Any) -> list[Any]:
+    if typed_values(value) is None:
+        return []
+    return value if isinstance(value, list) else [value]

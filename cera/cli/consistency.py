@@ -2,6 +2,7 @@
 
 from lightning import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation
@@ -29,6 +30,7 @@ def check_consistency(
     if subcommand == "fit":
         _check_length(trainer, data, max_epochs)
     data.check()
+    _check_attention(model.attn_implementation)
     _check_strategy(model, trainer, evaluation if subcommand == "test" else None)
     if subcommand == "fit" and trainer.max_steps > 0:
         model.check_steps(trainer.max_steps)
@@ -43,6 +45,12 @@ def _check_length(trainer: Trainer, data: ChatData, max_epochs: int | None) -> N
         raise ValueError("trainer.max_steps must be set: the length of a stream is not known beforehand.")
     if (max_epochs or -1) < 1:
         raise ValueError("trainer.max_steps or trainer.max_epochs must be set, to a positive number.")
+
+
+def _check_attention(name: str | None) -> None:
+    known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if name is not None and name not in known and "/" not in name:  # ORGANIZATION/NAME is a kernel on the hub
+        raise ValueError(f"model.attn_implementation must be one of {', '.join(known)}, got {name!r}.")
 
 
 def _check_strategy(model: CausalLM, trainer: Trainer, evaluation: Evaluation | None) -> None:

@@ -12,8 +12,9 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from peft import PeftConfig
 
-from cera.cli.compose import compose
+from cera.cli.compose import compose_scalars
 from cera.cli.shipped import argument_with_file
+from cera.cli.yaml_scalars import Dumper, argument_values
 from cera.data import ChatDataset
 from cera.runs.moved import current_argument
 
@@ -36,7 +37,8 @@ class ConfigurationParser(ArgumentParser):
 
     def parse_path(self, path: Any, **kwargs: Any) -> Namespace:
         """Parse a file together with the files that it includes."""
-        return self.parse_string(content=yaml.safe_dump(compose(str(path))), path=str(path), **kwargs)
+        content = yaml.dump(argument_values(compose_scalars(str(path))), Dumper=Dumper, sort_keys=False)
+        return self.parse_string(content=content, path=str(path), **kwargs)
 
     def add_config_option(self, help: str) -> None:
         """Add ``--config``, which may be given several times."""

@@ -20,6 +20,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # bitsandbytes logs missing optional CPU kernels on import
 
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cera.callbacks import Diverged
 from cera.cli.errors import UsageError
@@ -32,7 +33,16 @@ from cera.runs.checkpoints import CheckpointError
 from cera.runs.directory import RUN_DIR
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-MISTAKES = (UsageError, BackboneError, CheckpointError, DataError, RecordError, TemplateError, MissingRequirement)
+MISTAKES = (
+    UsageError,
+    BackboneError,
+    CheckpointError,
+    DataError,
+    RecordError,
+    TemplateError,
+    MissingRequirement,
+    MisconfigurationException,
+)
 """Errors that are reported in one line. Any other ``ValueError`` may come from within a run and keeps its traceback."""
 
 

@@ -40,7 +40,7 @@ def trainer_settings(config: Namespace, subcommand: str, run: ChosenRun) -> tupl
     trainer = config.trainer
     settings: dict[str, Any] = {}
     checkpoints: Checkpoints | None = None
-    user_callbacks: list[Callback] = list(trainer.callbacks or [])
+    user_callbacks: list[Callback] = as_list(trainer.callbacks)
     callbacks: list[Callback] = [] if trainer.enable_progress_bar is False else [Progress()]
     if subcommand == "fit":
         callbacks += [RunRecord(run.directory), AdapterFile(run.directory)]
@@ -56,10 +56,17 @@ def trainer_settings(config: Namespace, subcommand: str, run: ChosenRun) -> tupl
     elif trainer.logger is None:
         settings["logger"] = False
     if not _writes_checkpoints_itself(trainer.strategy):
-        settings["plugins"] = [*(trainer.plugins or []), AtomicCheckpointIO()]
+        settings["plugins"] = [*as_list(trainer.plugins), AtomicCheckpointIO()]
     return {**settings, "callbacks": [*callbacks, *user_callbacks]}, checkpoints
 
 
 def _writes_checkpoints_itself(strategy: Any) -> bool:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     return any(part in name.lower() for part in STRATEGIES_WITH_OWN_IO)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the items of an argument of the trainer that is a list, one item or ``None``."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

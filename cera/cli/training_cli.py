@@ -18,6 +18,7 @@ from cera.cli.evaluation_table import evaluation_table
 from cera.cli.parser import ConfigurationParser
 from cera.cli.predictions import save_predictions
 from cera.cli.suggest import with_suggestion
+from cera.cli.trainer_arguments import check_seed, check_trainer_arguments
 from cera.cli.trainer_settings import SaveConfig, trainer_settings
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation, prepare
@@ -84,6 +85,9 @@ class TrainingCLI(LightningCLI):
         except (ArgumentError, ValueError) as error:
             keys = {action.dest for p in self._subcommand_parsers.values() for action in p._actions}
             raise UsageError(with_suggestion(str(error), sorted(keys))) from error
+        config = self.config[self.config.subcommand]
+        check_seed(config.seed_everything)
+        check_trainer_arguments(config.trainer, self.config.subcommand, config.name)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: hyperparameters come from the configuration, not from a checkpoint."""

@@ -76,7 +76,9 @@ class CausalLM(LightningModule):
         max_new_tokens: int = 256,
     ) -> None:
         super().__init__()
-        check_recipe(learning_rate, weight_decay, warmup)
+        check_recipe(learning_rate, weight_decay, warmup, betas)
+        if max_new_tokens < 1:
+            raise ValueError(f"model.max_new_tokens must be 1 or more, got {max_new_tokens}.")
         self.base = base
         self.adapter = adapter
         self.learning_rate = learning_rate

@@ -11,7 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
 
-def check_recipe(learning_rate: float, weight_decay: float, warmup: float) -> None:
+def check_recipe(
+    learning_rate: float, weight_decay: float, warmup: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> None:
     """Raise ``ValueError`` if a hyperparameter is out of its range; the message names it."""
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"model.learning_rate must be a positive number, got {learning_rate}.")
@@ -19,6 +21,8 @@ def check_recipe(learning_rate: float, weight_decay: float, warmup: float) -> No
         raise ValueError(f"model.weight_decay must be zero or more, got {weight_decay}.")
     if not 0 <= warmup <= 1:
         raise ValueError(f"model.warmup is a share of the steps, in [0, 1], got {warmup}.")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"model.betas must be two numbers in [0, 1), got {list(betas)}.")
 
 
 def adamw(

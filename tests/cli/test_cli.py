@@ -48,6 +48,57 @@ def test_overrides_composition_and_interpolation(tmp_path, printed_config):
     assert config["name"] == "r32"
 
 
+def callbacks(config: dict) -> list[str]:
+    return [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
+
+
+@pytest.mark.parametrize("item", ["class_path: cera.callbacks.GenerationSamples", "cera.callbacks.GenerationSamples"])
+def test_a_callback_appended_in_any_way_is_added_to_the_shipped_ones(tmp_path, printed_config, item):
+    text = f"trainer:\n  callbacks+:\n    - {item}\n"
+    more, mine = tmp_path / "more.yaml", tmp_path / "mine.yaml"
+    more.write_text(text)
+    mine.write_text(f"include: [{REPOSITORY / 'configs' / 'smol_cera.yaml'}]\n{text}")
+    expected = [*callbacks(printed_config()), "GenerationSamples"]
+    assert "DivergenceGuard" in expected
+    assert callbacks(printed_config("--trainer.callbacks+=cera.callbacks.GenerationSamples")) == expected
+    assert callbacks(printed_config("--config", str(more))) == expected
+    assert callbacks(printed_config(config=str(mine))) == expected
+    assert callbacks(printed_config("--config", str(more), config=str(mine))) == [*expected, "GenerationSamples"]
+
+
+SAME = [
+    *(("name", text) for text in ("007", "12", "1e3", "on", "2024-01-01", "1_0", "0x1F", "1:30", ".5", "null")),
+    *(("model.learning_rate", text) for text in ("1e-4", "1", "1.5e-3", "1_000.5")),
+    *(("trainer.max_steps", text) for text in ("010", "1_000", "25")),
+    *(("trainer.max_time", text) for text in ("00:00:10:00", "01:00:00:00")),
+    *(("trainer.limit_val_batches", text) for text in ("1", "1.0", "10")),
+    *(("data.packing", text) for text in ("yes", "off", "true")),
+    ("trainer.devices", "1"),
+    ("model.base", "123"),
+    ("model.betas", "[0.9, 1e-1]"),
+    ("model.quantization", "null"),
+    ("model.adapter.init_args.r", "010"),
+    ("model.adapter.init_args.target_modules", "[q_proj, v_proj]"),
+    ("model.adapter.init_args.target_modules", "all-linear"),
+]
+
+
+@pytest.mark.parametrize(("key", "text"), SAME)
+def test_the_same_text_means_the_same_in_a_file_and_on_the_command_line(tmp_path, printed_config, key, text):
+    lines = [f"{'  ' * depth}{part}:" for depth, part in enumerate(key.split("."))]
+    file = tmp_path / "mine.yaml"
+    file.write_text("\n".join(lines) + f" {text}\n")
+    assert printed_config("--config", str(file)) == printed_config(f"--{key}={text}")
+
+
+def test_a_printed_configuration_is_read_back_as_it_is(tmp_path, printed_config):
+    options = ["--name=007", "--trainer.max_time=00:00:10:00", "--model.adapter.init_args.r=32"]
+    shown = printed_config(*options)
+    file = tmp_path / "printed.yaml"
+    file.write_text(yaml.safe_dump(shown))
+    assert printed_config(config=str(file)) == shown
+
+
 def test_any_peft_config_by_class_path(printed_config):
     config = printed_config("--model.adapter=peft.AdaLoraConfig", "--model.adapter.init_args.total_step=10")
     assert config["model"]["adapter"]["class_path"] == "peft.AdaLoraConfig"
@@ -71,6 +122,9 @@ def test_any_peft_config_by_class_path(printed_config):
         ("--model.adapter.init_args.target_modules=[query]", "q_proj"),
         ("--model.learning_rate=-1", "model.learning_rate must be a positive number, got -1.0"),
         ("--model.warmup=3", "model.warmup"),
+        ("--model.betas=[1.5,0.9]", "model.betas must be two numbers in [0, 1), got [1.5, 0.9]"),
+        ("--model.max_new_tokens=0", "model.max_new_tokens must be 1 or more, got 0"),
+        ("--model.attn_implementation=fast", "model.attn_implementation must be one of eager, "),
         ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
         ("--data.dataset.init_args.size=0", "ReasoningGymWordProblems.size must be a positive integer, got 0"),
         (

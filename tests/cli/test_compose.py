@@ -94,6 +94,45 @@ def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text) -> None:
         compose(path)
 
 
+# Appending
+
+
+@pytest.mark.parametrize("value", ["[b]", "b"], ids=["list", "item"])
+def test_a_key_with_a_plus_appends_to_the_included_list(tmp_path, value) -> None:
+    write(tmp_path / "base.yaml", "trainer: {callbacks: [a], max_steps: 1}")
+    path = write(tmp_path / "top.yaml", f"include: [base.yaml]\ntrainer: {{callbacks+: {value}}}")
+    assert compose(path) == {"trainer": {"callbacks": ["a", "b"], "max_steps": 1}}
+
+
+def test_appending_goes_through_several_files_in_their_order(tmp_path) -> None:
+    write(tmp_path / "base.yaml", "x: {list: [a]}")
+    write(tmp_path / "more.yaml", "x: {list+: [b]}")
+    write(tmp_path / "most.yaml", "include: [base.yaml, more.yaml]\nx: {list+: [c]}")
+    assert compose(tmp_path / "most.yaml") == {"x": {"list": ["a", "b", "c"]}}
+    both = write(tmp_path / "both.yaml", "include: [most.yaml, more.yaml]\nx: {list+: [e], list: [d]}")
+    assert compose(both) == {"x": {"list": ["d", "e"]}}  # a new list, then what is appended to it
+
+
+def test_appending_to_what_an_earlier_config_has_is_left_to_the_command_line(tmp_path) -> None:
+    write(tmp_path / "more.yaml", "x: {list+: [b]}")
+    path = write(tmp_path / "top.yaml", "include: [more.yaml]\nx: {list+: [c]}")
+    assert compose(path) == {"x": {"list+": ["b", "c"]}}
+    write(tmp_path / "anew.yaml", "include: [more.yaml]\nx: {list: [d]}")
+    assert compose(tmp_path / "anew.yaml") == {"x": {"list": ["d"]}}
+
+
+def test_appending_to_null_is_a_list_of_what_is_appended(tmp_path) -> None:
+    write(tmp_path / "base.yaml", "x: {list: null}")
+    assert compose(write(tmp_path / "top.yaml", "include: [base.yaml]\nx: {list+: [c]}")) == {"x": {"list": ["c"]}}
+
+
+@pytest.mark.parametrize("text", ["{a: [}", "\x00", "a: 1\n b: 2"])
+def test_a_file_that_is_not_yaml_is_an_error_that_names_it(tmp_path, text) -> None:
+    path = write(tmp_path / "broken.yaml", text)
+    with pytest.raises(ValueError, match=r"not YAML: .*broken\.yaml"):
+        compose(path)
+
+
 # class_path
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import jinja2
 
+from cera.data.rows import describe
+
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": ...}``, as chat templates take it."""
 
@@ -56,7 +58,7 @@ def check_messages(messages: Any) -> list[Message]:
         raise ValueError("the conversation is empty")
     for message in messages:
         if message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(f"unknown role {message.get('role')!r}; expected system, user or assistant")
+            raise ValueError(f"unknown role {describe(message.get('role'))}; expected system, user or assistant")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"the content of a {message['role']} turn is {type(message.get('content')).__name__}")
         message["content"].encode()  # a UnicodeEncodeError, which is a ValueError, for half a surrogate pair

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import datasets
 
 from cera.data.chat import Message, check_messages
-from cera.data.rows import DataError, Rows
+from cera.data.rows import DataError, Rows, describe, shorten
 
 EARLIER_NAMES = {"GSMSymbolic": "ReasoningGymWordProblems", "GSM8K": "GSM8KSolutions"}
 """Names that checkpoints of earlier versions have for classes of this module, and the names of today."""
@@ -48,8 +48,8 @@ class ChatDataset(Rows):
             return None
         try:
             messages = self.messages(row)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"unexpected structure: {error!r}") from error
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"unexpected structure: {shorten(repr(error))}") from error
         return None if messages is None else check_messages(messages)
 
 
@@ -62,7 +62,7 @@ def sharegpt(turns: list[dict[str, Any]]) -> list[Message]:
     roles = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
     unknown = {turn["from"] for turn in turns} - roles.keys()
     if unknown:
-        raise ValueError(f"unknown speaker {', '.join(map(repr, unknown))}; expected one of {', '.join(roles)}")
+        raise ValueError(f"unknown speaker {', '.join(map(describe, unknown))}; expected one of {', '.join(roles)}")
     return [{"role": roles[turn["from"]], "content": turn["value"]} for turn in turns]
 
 
@@ -96,7 +96,7 @@ class MathInstruct(ChatDataset):
     def messages(self, row: dict[str, Any]) -> list[Message] | None:
         kind = "cot" if "/CoT/" in row["source"] else "pot" if "/PoT/" in row["source"] else None
         if kind is None:
-            raise ValueError(f"source {row['source']!r} names neither CoT nor PoT")
+            raise ValueError(f"source {describe(row['source'])} names neither CoT nor PoT")
         if self.solutions not in ("all", kind):
             return None
         return question_and_answer(row["instruction"], row["output"])

@@ -1,6 +1,11 @@
 """Reads the rows of a local file or of a set on the Hugging Face hub, and checks their columns."""
 
+import contextlib
+import hashlib
 import json
+import os
+import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +19,10 @@ one malformed row rather than the end of the file."""
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # counting asks the hub, and waits for it, even for local files
 
 
+PLAIN_PATH = re.compile(r"[\w./ -]+")
+"""Paths that ``datasets`` takes literally. Others may be patterns (``*``, ``?``, ``[``) or URLs (``:``) to it."""
+
+
 class DataError(ValueError):
     """A dataset is missing, empty, or not of the form that its class expects."""
 
@@ -23,7 +32,8 @@ class Rows:
     """Rows with certain columns. Subclasses name the columns, and define what a row becomes.
 
     Args:
-        data_files: Local file or files (.jsonl, .json, .parquet); ``None`` loads the set from the hub.
+        data_files: Local file or files (.jsonl, .json, .parquet), each named by its path: ``*``, ``?`` and ``[`` are
+            characters like others, and a leading ``~`` is the home directory. ``None`` loads the set from the hub.
         path: Id of the set on the hub, if it has one.
         name: Configuration of the set on the hub.
         split: Split of the set on the hub.
@@ -41,7 +51,8 @@ class Rows:
 
     def files(self) -> list[str]:
         """Return the local files; an empty list if the set is on the hub."""
-        return [self.data_files] if isinstance(self.data_files, str) else list(self.data_files or [])
+        files = [self.data_files] if isinstance(self.data_files, str) else list(self.data_files or [])
+        return [os.path.expanduser(file) for file in files]  # not Path's, which takes ./~ for the home directory, too
 
     def check(self) -> None:
         """Check what can be checked without the network.
@@ -74,7 +85,8 @@ class Rows:
         if files:
             loader = LOADERS[Path(files[0]).suffix]
             options = {"encoding": "utf-8-sig", "encoding_errors": "replace"} if loader == "text" else {}
-            return datasets.load_dataset(loader, data_files=files, split="train", streaming=streaming, **options)
+            names = [_literal_name(Path(file)) for file in files]
+            return datasets.load_dataset(loader, data_files=names, split="train", streaming=streaming, **options)
         return datasets.load_dataset(self.path, self.name, split=self.split, streaming=streaming)
 
     def row(self, raw: dict[str, Any]) -> dict[str, Any] | None:
@@ -88,7 +100,7 @@ class Rows:
         row = self._row(raw)
         missing = self._missing(row)
         if missing:
-            raise ValueError(f"missing {missing}; it has {', '.join(row) or 'nothing'}")
+            raise ValueError(f"missing {missing}; it has {shorten(', '.join(row)) or 'nothing'}")
         return row
 
     def _row(self, raw: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +113,8 @@ class Rows:
             row = json.loads(raw["text"])
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error}") from error
+        except RecursionError as error:
+            raise ValueError("not JSON that can be read: brackets are nested too deeply") from error
         if not isinstance(row, dict):
             raise ValueError(f"a JSON {type(row).__name__}, not an object")
         return row
@@ -114,7 +128,7 @@ class Rows:
             return  # a malformed first row is counted like any other one
         if self._missing(row):
             raise DataError(
-                f"data_files: {', '.join(self.files())} has the columns {', '.join(row)}; "
+                f"data_files: {', '.join(self.files())} has the columns {shorten(', '.join(row))}; "
                 f"{type(self).__name__} expects {self._expected()}."
             )
 
@@ -125,3 +139,31 @@ class Rows:
 
     def _expected(self) -> str:
         return " or ".join(" and ".join(columns) for columns in self.columns)
+
+
+def shorten(text: str, limit: int = 300) -> str:
+    """Return ``text`` for an error message: its first ``limit`` characters, and "..." if there are more."""
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def describe(value: Any) -> str:
+    """Return a short ``repr`` of a value from a row, which may be of any size and nested to any depth."""
+    return shorten(reprlib.repr(value))
+
+
+def _literal_name(file: Path) -> str:
+    """Return a name of ``file`` that ``datasets`` reads as a path.
+
+    For a path with special characters it is that of a link in the cache of ``datasets``. The link is named by path,
+    time and size, so that a changed file is not taken for the one that ``datasets`` has in its cache.
+    """
+    if PLAIN_PATH.fullmatch(str(file)):
+        return str(file)
+    status = file.stat()
+    key = f"{file.absolute()}\n{status.st_mtime_ns}\n{status.st_size}"
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
+    link = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / "cera-links" / f"{name}{file.suffix}"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # made by an earlier run, or by another process just now
+        link.symlink_to(file.absolute())
+    return str(link)

@@ -1,5 +1,6 @@
 """Compares two evaluations of the same problems, problem by problem."""
 
+import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def find_results(folder: Path, name: str | None) -> Path:
     """
     if (folder / "eval.json").is_file():
         return folder
-    matches = sorted(path.parent for path in folder.glob(f"eval/{name or '*'}/eval.json"))
+    matches = sorted(path.parent for path in folder.glob(f"eval/{glob.escape(name) if name else '*'}/eval.json"))
     if len(matches) != 1:
         names = ", ".join(path.name for path in matches) or "none"
         raise RecordError(f"{folder}/eval holds {names} as finished evaluations{'' if name else '; give --name'}.")

@@ -107,9 +107,18 @@ def load_config(base: str) -> Any:
 
 
 def load_tokenizer(base: str) -> Any:
-    """The fast tokenizer of ``base``, with a padding token (the end-of-text token if it has none of its own)."""
+    """Return the fast tokenizer of ``base``, with a padding token (the end-of-text token if it has none of its own).
+
+    Raises:
+        BackboneError: The tokenizer has neither of the two.
+    """
     tokenizer = AutoTokenizer.from_pretrained(locate(base))
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise BackboneError(
+                f"model.base={base}: its tokenizer has neither an end-of-text token nor a padding token. Set eos_token "
+                "in its tokenizer_config.json to the token of the vocabulary that ends an answer."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -172,6 +172,77 @@ def test_a_broken_first_line_is_left_to_be_counted_as_malformed(tmp_path) -> Non
     GSM8KSolutions(str(path)).check()
 
 
+def test_a_deeply_nested_line_is_one_malformed_row(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps({"messages": QA})
+    nested = json.dumps({"messages": "@"}).replace('"@"', "[" * 900 + "]" * 900)
+    role = json.dumps({"messages": [{"role": "@", "content": "x"}]}).replace('"@"', "[" * 900 + "]" * 900)
+    path.write_text("\n".join(["[" * 200_000, '{"a":' * 200_000, nested, role, good]) + "\n")
+    dataset = ChatDataset(str(path))
+    dataset.check()
+    *bad, last = dataset.load()
+    assert dataset.parse(last) == QA
+    for raw, reason in zip(bad, ("nested too deeply",) * 2 + ("unexpected structure", "unknown role"), strict=True):
+        with pytest.raises(ValueError, match=reason) as refusal:
+            dataset.parse(raw)
+        assert len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": [{"role": "x" * 10**6, "content": "y"}]}, {"c" * 10**6: 1}, {f"column {i}": 1 for i in range(10**5)}],
+    ids=["role", "column", "columns"],
+)
+def test_a_message_about_a_row_is_short_whatever_its_size(row) -> None:
+    with pytest.raises(ValueError, match=r"unknown role|missing messages") as refusal:
+        ChatDataset("rows.parquet").parse(row)
+    assert len(str(refusal.value)) < 500
+
+
+# A path is a path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("run [v2]/chats.jsonl", "run v/chats.jsonl"),
+        ("part?.jsonl", "part1.jsonl"),
+        ("all*.jsonl", "all-old.jsonl"),
+        ("**/chats.parquet", "other/chats.parquet"),
+        ("chats[!a].json", "chatsb.json"),
+        ("a::b/chats.jsonl", "b/chats.jsonl"),
+        ("https:/x/chats.jsonl", "x/chats.jsonl"),
+        ("{a,b}#c%20.jsonl", "a.jsonl"),
+        ("train@1=~.jsonl", "train.jsonl"),
+        ("~/chats.jsonl", "chats.jsonl"),
+        (".hidden/chats.jsonl", "hidden/chats.jsonl"),
+    ],
+)
+def test_only_the_file_of_a_path_is_read_whatever_its_characters(
+    tmp_path, monkeypatch, name, beside, streaming
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, text in ((tmp_path / name, "wanted"), (tmp_path / beside, "other")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, [{"question": text, "answer": "a"}] * 3)
+    for path in (str(tmp_path / name), name if name[0] != "~" else f"./{name}"):
+        dataset = GSM8KSolutions(path, streaming=streaming)
+        dataset.check()
+        assert [messages[0]["content"] for messages in conversations(dataset)] == ["wanted"] * 3
+    write(tmp_path / name, [{"question": "changed", "answer": "a"}] * 4)
+    assert [messages[0]["content"] for messages in conversations(dataset)] == ["changed"] * 4
+
+
+def test_a_leading_tilde_is_the_home_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "rows.jsonl", [{"messages": QA}])
+    dataset = ChatDataset("~/rows.jsonl")
+    dataset.check()
+    assert dataset.files() == [str(tmp_path / "rows.jsonl")]
+    assert conversations(dataset) == [QA]
+
+
 # Errors before anything is read
 
 

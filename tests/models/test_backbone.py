@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -61,3 +62,18 @@ def test_a_base_that_is_not_there(base, expected):
         locate(base)
     with pytest.raises(BackboneError, match=expected):
         load_config(base)
+
+
+@pytest.mark.parametrize(
+    ("removed", "fits"), [(("pad_token",), True), (("eos_token",), True), (("eos_token", "pad_token"), False)]
+)
+def test_a_tokenizer_has_a_token_to_pad_with_or_is_refused(tokenizer, tmp_path, removed, fits):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    settings = {name: value for name, value in json.loads(file.read_text()).items() if name not in removed}
+    file.write_text(json.dumps(settings))
+    if fits:
+        assert load_tokenizer(str(tmp_path)).pad_token_id is not None
+    else:
+        with pytest.raises(BackboneError, match=r"neither an end-of-text token nor a padding token. Set eos_token"):
+            load_tokenizer(str(tmp_path))

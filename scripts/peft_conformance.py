@@ -36,7 +36,7 @@ MIXED_BATCH_CASES = """
 DECODER_CASES = """
     (cera.CeraConfig, {"task_type": "CAUSAL_LM", "target_modules": None, "r": 8}),
 """
-# The one test that merges without asking whether the method can; CeRA's refusal is in tests/test_cera_peft.py.
+# The one test that merges without asking whether the method can; CeRA's refusal is in tests/adapters/test_cera_peft.py.
 CHOSEN = "(CeRA or CeraConfig) and not mixed_adapter_batches_merged_raises"
 TINY_MODELS = {
     "tiny-LlamaForCausalLM": ("llama", {"hidden_size": 16, "intermediate_size": 32, "num_key_value_heads": 4}),

@@ -46,5 +46,7 @@ def choose_run(config: Namespace, subcommand: str) -> ChosenRun:
         raise CheckpointError(f"--ckpt_path last: {directory} has no checkpoint.")
     if newest is None:  # starting again with the same seed repeats what the run had done
         rank_zero_info(f"{directory} ended before its first checkpoint: it starts again, in the same directory.")
-    config.ckpt_path = str(newest) if newest else None
-    return ChosenRun(directory, step_of(config.ckpt_path) or 0)
+        config.ckpt_path = None
+        return ChosenRun(directory, 0)
+    config.ckpt_path = str(newest)
+    return ChosenRun(directory, step_of(newest) or 0)

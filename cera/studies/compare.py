@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cera.runs.finished import FinishedRun, RunError
-from cera.spectral import effective_rank, energy_rank
+from cera.spectral.aggregate import ALL_LAYERS, summarize
+from cera.spectral.measures import MEASURES
 
 TRAIN = (sys.executable, "-m", "cera", "train")
 """Command that starts a training run in a process of its own."""
@@ -31,8 +32,7 @@ class ComparisonRow:
         adapter: The adapter's name in the paper, with its rank.
         parameters: Number of trainable parameters.
         perplexity: Perplexity on the held-out rows after the last step.
-        effective_rank: Effective rank of the update (Eq. 3), averaged over the layers.
-        auc_90: AUC-90 of the update, averaged over the layers.
+        measures: Registered measures of the update's spectrum (``cera.spectral.measures``), averaged over the layers.
         tokens_per_second: Median over training.
         peak_memory_gib: Peak memory of the whole process.
     """
@@ -41,8 +41,7 @@ class ComparisonRow:
     adapter: str
     parameters: int | None
     perplexity: float | None
-    effective_rank: float | None
-    auc_90: float | None
+    measures: dict[str, float]
     tokens_per_second: float | None
     peak_memory_gib: float | None
 
@@ -53,7 +52,8 @@ def comparison_row(run: FinishedRun) -> ComparisonRow:
     recorded = json.loads(environment.read_text()) if environment.is_file() else {}
     perplexity = run.curve("val/perplexity")
     spectra = run.spectra()
-    updates = list(spectra[-1].values.get("update", {}).values()) if spectra else []
+    updates = spectra[-1].values.get("update", {}) if spectra else {}
+    means = summarize(updates, spectra[-1].ranks).means if updates else {}
     speed = list(run.curve("throughput/tokens_per_second").values())
     memory = list(run.curve("throughput/peak_memory_gib").values())
     return ComparisonRow(
@@ -61,19 +61,22 @@ def comparison_row(run: FinishedRun) -> ComparisonRow:
         adapter=run.label,
         parameters=recorded.get("trainable_parameters"),
         perplexity=perplexity[max(perplexity)] if perplexity else None,
-        effective_rank=statistics.fmean(map(effective_rank, updates)) if updates else None,
-        auc_90=statistics.fmean(map(energy_rank, updates)) if updates else None,
+        measures={measure: groups[ALL_LAYERS] for measure, groups in means.items() if ALL_LAYERS in groups},
         tokens_per_second=statistics.median(speed) if speed else None,
         peak_memory_gib=max(memory) if memory else None,
     )
 
 
 def write_csv(rows: Sequence[ComparisonRow], path: Path) -> None:
-    """Write one line per run, with empty cells for figures that were not measured."""
+    """Write one line per run, with a column for each measure and empty cells for figures that were not measured."""
+    columns = [field.name for field in fields(ComparisonRow)]
+    at = columns.index("measures")
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(ComparisonRow)])
+        writer = csv.DictWriter(file, [*columns[:at], *MEASURES, *columns[at + 1 :]])
         writer.writeheader()
-        writer.writerows(map(asdict, rows))
+        for row in rows:
+            figures = asdict(row)
+            writer.writerow({**figures.pop("measures"), **figures})
 
 
 def run_name(config: str) -> str:

@@ -16,6 +16,7 @@ from cera.cli.compose import compose
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.runs.finished import FinishedRun
+from cera.spectral.measures import MEASURES
 from cera.studies.compare import ComparisonRow, comparison_row, run_name, train_adapters, write_csv
 
 
@@ -59,13 +60,14 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> str:
             row.adapter,
             row.parameters,
             row.perplexity,
-            row.effective_rank,
-            row.auc_90,
+            *(row.measures.get(name) for name in MEASURES),
             row.tokens_per_second,
             row.peak_memory_gib,
         ]
         for row in rows
     ]
-    headers = ["run", "adapter", "parameters", "PPL", "ER", "AUC-90", "tokens/s", "peak GiB"]
-    formats = ["g", "g", "g", ".3f", ".1f", ".1f", ".0f", ".2f"]
+    headers = ["run", "adapter", "parameters", "PPL", *(measure.heading for measure in MEASURES.values())]
+    formats = ["g", "g", "g", ".3f", *(measure.format for measure in MEASURES.values())]
+    headers += ["tokens/s", "peak GiB"]
+    formats += [".0f", ".2f"]
     return table(cells, headers, formats, style="markdown", intfmt=",")

@@ -1,4 +1,8 @@
-"""What a run shows and keeps. Thin: the measures are in ``cera``."""
+"""Lightning callbacks: what a run records, shows and saves. The measures themselves are in ``cera``.
+
+Example:
+    >>> trainer = Trainer(callbacks=[SpectralTracker(batches=2), Dashboard()])
+"""
 
 from cera.extras import require
 

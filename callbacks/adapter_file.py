@@ -1,4 +1,4 @@
-"""Keeps ``adapter/`` in the run directory, in PEFT's format, in step with the newest checkpoint."""
+"""Saves the adapter in PEFT's format to ``adapter/`` of the run directory, along with each checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -14,8 +14,8 @@ from cera.training.deepspeed import gather
 class AdapterFile(Callback):
     """Writes the adapter whenever a checkpoint is written, and at the end of training.
 
-    The directory loads with ``peft.PeftModel.from_pretrained``. A new one is written beside it and renamed, so there
-    is never half an adapter, and for the moment between two renames none.
+    The directory loads with ``peft.PeftModel.from_pretrained``. A new adapter is written beside the old one and then
+    renamed, so the directory never holds half an adapter; between the two renames it is absent for a moment.
 
     Args:
         run_dir: The run directory.
@@ -25,17 +25,17 @@ class AdapterFile(Callback):
         self.path = Path(run_dir) / "adapter"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Called on every rank when a checkpoint is put together."""
+        """Write the adapter. Lightning calls this on every rank when it assembles a checkpoint."""
         self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called on every rank."""
+        """Write the trained adapter; called on every rank."""
         self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: Any) -> None:
-        prefix = "model."  # of the PeftModel in the LightningModule
+        prefix = "model."  # the LightningModule's attribute that holds the PeftModel
         trainable = pl_module.trainable()
-        weights = None  # PEFT finds them in the model, with whatever else the method saves, unless ZeRO-3 holds them
+        weights = None  # PEFT collects them from the model, unless ZeRO-3 has partitioned them
         if any(hasattr(p, "ds_id") for p in trainable.values()):
             weights = {k.removeprefix(prefix): v for k, v in gather(trainable).items()}
         if not trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""When a run is saved: every so many steps, at the end, and when it is asked to stop."""
+"""Saves a run at regular intervals, at its end, and when a signal asks it to stop."""
 
 import shutil
 import signal
@@ -15,24 +15,24 @@ from cera.runs.checkpoints import newest_checkpoint
 
 
 class Checkpoints(Callback):
-    """Keeps the newest checkpoint, ``step=N.ckpt``; the one before goes when the newer one is complete.
+    """Keeps the newest checkpoint, ``step=N.ckpt``; the previous one is deleted when the new one is complete.
 
-    On the first SIGINT or SIGTERM training is saved after the current step and ends; ``stopped_by`` then tells the
-    program how to exit. A second signal takes its usual effect at once, as does one before training, when there is
-    nothing to save.
+    On the first SIGINT or SIGTERM the state is saved after the current step and training ends; ``stopped_by`` holds
+    the signal, from which the exit status follows. A second signal has its usual effect at once, and so has a signal
+    before training, when there is nothing to save.
 
-    A run that ``DivergenceGuard`` stops is saved as it was after its last good step, but behind the batch that it was
-    stopped at, which a resumed run thus passes over. The checkpoint before is kept then: divergence has often begun
-    before it shows.
+    When ``DivergenceGuard`` stops a run, the state after its last good step is saved, with the data positioned after
+    the batch at which it diverged, so that a resumed run skips that batch. The previous checkpoint is kept as well:
+    divergence often begins before it shows.
 
     Args:
-        folder: Where checkpoints are kept.
-        every: Optimizer steps between checkpoints; 0 saves only at the end.
+        folder: Directory of the checkpoints.
+        every_n_steps: Optimizer steps between checkpoints; 0 saves only at the end.
     """
 
-    def __init__(self, folder: str | Path, every: int) -> None:
+    def __init__(self, folder: str | Path, every_n_steps: int) -> None:
         self.folder = Path(folder)
-        self.every = every
+        self.every_n_steps = every_n_steps
         self.stopped_by: signal.Signals | None = None
         self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -42,11 +42,11 @@ class Checkpoints(Callback):
         self.started = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Until training starts a SIGTERM ends the process; Lightning's own handler would pass over it."""
+        """Let SIGTERM end the process until training starts; Lightning's handler would ignore it."""
         self._previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the two signals for the time of training."""
+        """Handle SIGINT and SIGTERM during training."""
         self.started = True
         self._last_step = trainer.global_step
         self._loops, self._diverged = trainer.fit_loop.state_dict(), False
@@ -61,39 +61,39 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, at the end of an optimizer step, if it is time or any rank got a signal."""
+        """Save at the end of an optimizer step that is due, or after which a rank has received a signal."""
         if trainer.global_step == self._last_step:
-            return  # in the middle of accumulation
+            return  # within an accumulation
         self._last_step = trainer.global_step
         self._loops = trainer.fit_loop.state_dict()
         stop = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
-        if stop or (self.every and trainer.global_step % self.every == 0):
+        if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer)
         if stop:
             self.stopped_by = self._received or signal.SIGTERM
-            trainer.limit_val_batches = 0  # a stop would validate once more, and who asks to stop does not wait
+            trainer.limit_val_batches = 0  # Lightning would validate before it stops
             trainer.should_stop = True
             rank_zero_info(f"Stopped at step {trainer.global_step}; continue with --ckpt_path last.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what training ended with."""
+        """Save the final state."""
         self._give_back_signals()
         if not self._path(trainer).exists():
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what training diverged from; give the signals back."""
+        """Save the state before a divergence; restore the signal handlers."""
         if isinstance(exception, Diverged):
             exception.saved = self._save_diverged(trainer, pl_module)
         self._give_back_signals()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning's counters stand in the middle of the step that diverged: put back those from before it."""
+        """After a divergence, store the counters from before the step: Lightning's stand in the middle of it."""
         if self._diverged:
             checkpoint["loops"]["fit_loop"] = self._loops
 
     def _save_diverged(self, trainer: Trainer, pl_module: Any) -> str:
-        """What was saved and how to go on, as text. Called on every rank."""
+        """Save the last good state; return a sentence on it and on how to continue. Called on every rank."""
         if trainer.global_step == 0:
             return "Nothing was trained yet, so there is no state to save."
         weights = (getattr(p, "ds_tensor", p).detach() for p in pl_module.trainable().values())  # ZeRO-3: a rank's part

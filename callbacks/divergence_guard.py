@@ -1,4 +1,4 @@
-"""Stops a run that went wrong, before the step that would spoil its weights."""
+"""Stops a run that diverges, before the optimizer step that would spoil its weights."""
 
 import json
 import math
@@ -21,11 +21,11 @@ class Diverged(RuntimeError):
     """Training was stopped by ``DivergenceGuard``.
 
     Attributes:
-        step: Optimizer steps done.
-        loss: The loss that it was stopped for, or that stands beside what it was stopped for, in nats per token.
-        learning_rate: Of the step that was not made.
-        reason: What was wrong.
-        saved: What became of the state, as a sentence; ``Checkpoints`` fills it in.
+        step: Number of optimizer steps done.
+        loss: Training loss of the step at which training stopped, in nats per token.
+        learning_rate: Learning rate of the step that was not made.
+        reason: What was not finite or too large.
+        saved: A sentence on where the state was saved; ``Checkpoints`` fills it in.
     """
 
     def __init__(self, step: int, loss: float, learning_rate: float, reason: str) -> None:
@@ -44,11 +44,11 @@ class Diverged(RuntimeError):
 class DivergenceGuard(Callback):
     """Raises ``Diverged`` for a loss that is NaN, infinite or over a threshold, or a gradient that is not finite.
 
-    It looks at the loss of the whole step, over all ranks and micro-batches, after the backward pass and before the
+    It checks the loss of the whole step, over all ranks and micro-batches, after the backward pass and before the
     optimizer's step, so the weights are still those before it; every rank raises at the same step. ``Checkpoints``
     then saves that state, and ``diverged.json`` in the run directory says what happened, until the run goes on.
-    DeepSpeed keeps gradients to itself: there only the loss is looked at. Loss scaling (16-mixed) handles infinite
-    gradients by skipping the step, and is left to. A validation perplexity that is not finite stops the run too.
+    DeepSpeed does not expose gradients: only the loss is checked there. Loss scaling (16-mixed) skips steps with
+    infinite gradients by itself, so they do not stop the run. A validation perplexity that is not finite does.
 
     Args:
         max_loss: Largest training loss in nats per token; ``None`` allows any that is finite.
@@ -63,12 +63,12 @@ class DivergenceGuard(Callback):
         self.max_loss = max_loss
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that goes on has not diverged."""
+        """Delete the record of an earlier divergence: a resumed run has not diverged."""
         if trainer.is_global_zero:
             (Path(trainer.default_root_dir) / DIVERGED).unlink(missing_ok=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the step. (DeepSpeed calls this for each micro-batch; until the last, the loss is that before.)"""
+        """Check the step; DeepSpeed calls this per micro-batch; before the last, the loss is the previous step's."""
         logged = trainer.callback_metrics.get("train/loss")  # of this step already, and the mean over ranks
         loss = math.nan if logged is None else float(logged)
         if logged is not None and not math.isfinite(loss):
@@ -82,8 +82,8 @@ class DivergenceGuard(Callback):
             self._stop(trainer, loss, "a gradient is not finite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the perplexity, in a fit."""
-        perplexity = float(trainer.callback_metrics.get("val/perplexity", 1.0))  # none before training
+        """Check the validation perplexity during a fit."""
+        perplexity = float(trainer.callback_metrics.get("val/perplexity", 1.0))  # absent before training
         if trainer.state.fn == "fit" and not math.isfinite(perplexity):
             self._stop(trainer, float(trainer.callback_metrics["val/loss"]), f"val/perplexity is {perplexity}")
 
@@ -101,6 +101,8 @@ class DivergenceGuard(Callback):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number in any of ``tensors`` is NaN or infinite."""
+    """Return whether all elements of all ``tensors`` are finite."""
     filled = [tensor for tensor in tensors if tensor.numel()]
-    return bool(torch.isfinite(get_total_norm(filled, norm_type=math.inf)))  # the largest number; one wait for a GPU
+    return bool(
+        torch.isfinite(get_total_norm(filled, norm_type=math.inf))
+    )  # one reduction, so a GPU is waited for once

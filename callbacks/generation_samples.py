@@ -1,4 +1,4 @@
-"""Shows how the answers to the same few problems change through training."""
+"""Records the model's answers to the same few held-out problems through training."""
 
 import json
 from itertools import islice
@@ -17,12 +17,12 @@ from cera.runs.loggers import tensorboard_loggers
 class GenerationSamples(Callback):
     """Answers the first held-out questions greedily before the first step (the base) and at each validation.
 
-    Keeps ``samples/step=N.jsonl`` in the run directory, one line a question with ``problem``, ``reference`` and
-    ``answer``, and shows the same as text in TensorBoard.
+    The answers are written to ``samples/step=N.jsonl`` in the run directory, one line per question with ``problem``,
+    ``reference`` and ``answer``, and shown as text in TensorBoard.
 
     Args:
-        problems: How many questions.
-        max_new_tokens: Longest answer, in tokens.
+        problems: Number of questions.
+        max_new_tokens: Maximum length of an answer, in tokens.
 
     Raises:
         ValueError: A number is less than 1.
@@ -37,20 +37,20 @@ class GenerationSamples(Callback):
         self._questions: list[Question] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Choose the questions; a run that begins here answers them with the base."""
+        """Choose the questions; before the first step, answer them with the base model."""
         self._questions = list(islice(trainer.datamodule.questions(), self.problems))  # type: ignore[attr-defined]
         if trainer.global_step == 0:
             self._answer(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Answer them. (Before training there are none yet, so the sanity check passes.)"""
+        """Answer the questions. There are none yet in the sanity check, which thus generates nothing."""
         self._answer(trainer, pl_module)
 
     def _answer(self, trainer: Trainer, pl_module: Any) -> None:
         if not self._questions:
             return
         step, model, tokenizer = trainer.global_step, pl_module.model, pl_module.tokenizer
-        # every rank, though one would do: ZeRO-3 needs them all for a forward
+        # on every rank: under ZeRO-3 a forward needs all of them
         answers = [generate(model, tokenizer, question.prompt, self.max_new_tokens) for question in self._questions]
         if not trainer.is_global_zero:
             return
@@ -69,4 +69,4 @@ class GenerationSamples(Callback):
 
 def _markdown(record: dict[str, str]) -> str:
     parts = (f"**{name}**\n\n{text.strip()}" for name, text in record.items())
-    return "\n\n".join(parts).replace("\n", "  \n")  # two spaces keep a line's end
+    return "\n\n".join(parts).replace("\n", "  \n")  # in Markdown, two spaces end a line

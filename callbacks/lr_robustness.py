@@ -1,4 +1,4 @@
-"""Shows how much the adapter depends on its learning rate, over the runs of the study (paper Section 4.4, Fig. 2)."""
+"""Follows how the adapters of a study depend on the learning rate (paper Section 4.4, Fig. 2)."""
 
 from pathlib import Path
 
@@ -13,25 +13,25 @@ from cera.studies.lr_robustness_figure import figure, save_figure
 
 
 class LRRobustness(Callback):
-    """Compares the run with those beside it that differ in learning rate, seed or adapter alone, as far as they are.
+    """Compares the run with its siblings that differ only in learning rate, seed or adapter, as far as they have come.
 
     After each validation, and when training ends or diverges, it draws Fig. 2 over all of them, to
-    ``lr_robustness.png`` in the run directory and to TensorBoard, and logs of the run's own adapter
+    ``lr_robustness.png`` in the run directory and to TensorBoard, and logs for the adapter of this run
 
     - ``lr_robustness/final_ppl_spread``: worst minus best final perplexity over the learning rates;
     - ``lr_robustness/area_between_curves``: highest minus lowest perplexity, averaged over the steps;
     - ``lr_robustness/share_within_1_percent``: share of the learning rates within 1% of the best, in [0, 1];
     - ``lr_robustness/divergences``: number of runs that diverged.
 
-    The first three are over runs that have ended, from two learning rates on (``cera.studies.lr_robustness``). Only
-    the first rank works, and only on files: ``config.yaml``, ``metrics.csv``, ``diverged.json`` of each run.
+    The first three are computed over finished runs, once there are two learning rates (``cera.studies.lr_robustness``).
+    Only the first rank works; it reads ``config.yaml``, ``metrics.csv`` and ``diverged.json`` of each run.
     """
 
     def __init__(self) -> None:
         self._shown: dict[str, Robustness] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse at once to work without a run directory.
+        """Check that the run has a directory that studies can read.
 
         Raises:
             cera.runs.finished.RunError: ``trainer.default_root_dir`` has no ``config.yaml``, which ``train.py`` writes.
@@ -40,16 +40,16 @@ class LRRobustness(Callback):
             read_study(trainer.default_root_dir)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has given this validation to the loggers by now, so it is in ``metrics.csv``."""
+        """Update the comparison. Lightning has passed this validation to the loggers, so ``metrics.csv`` has it."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._show(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Once more, if a run has written something since."""
+        """Update the comparison with what other runs have written since."""
         self._show(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Count this run, if ``DivergenceGuard`` stopped it."""
+        """Count this run as diverged if ``DivergenceGuard`` stopped it."""
         if (Path(trainer.default_root_dir) / DIVERGED).exists():
             self._show(trainer)
 
@@ -57,18 +57,18 @@ class LRRobustness(Callback):
         if not trainer.is_global_zero:
             return
         try:
-            own, runs = read_study(trainer.default_root_dir)
+            this_run, runs = read_study(trainer.default_root_dir)
             results = robustness_by_adapter(runs)
             if results == self._shown:
                 return
             self._shown = results
-            self._log(trainer, results[own.identity.adapter])
+            self._log(trainer, results[this_run.identity.adapter])
             drawn = figure(results.values())
             save_figure(drawn, Path(trainer.default_root_dir) / "lr_robustness.png")
             for logger in tensorboard_loggers(trainer):
                 logger.experiment.add_figure("lr_robustness/panels", drawn, trainer.global_step)
-        except (OSError, RunError) as error:  # files, mostly of other runs: nothing to lose this one for
-            rank_zero_warn(f"LRRobustness was not brought up to date: {error}")
+        except (OSError, RunError) as error:  # mostly files of other runs, which must not end this run
+            rank_zero_warn(f"LRRobustness was not updated: {error}")
 
     @staticmethod
     def _log(trainer: Trainer, result: Robustness) -> None:

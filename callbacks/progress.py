@@ -1,5 +1,4 @@
-"""One progress bar for the whole of training, in optimizer steps: loss, perplexity, tokens/s, time left; and one for
-the answers of ``predict``."""
+"""Progress bars for training, in optimizer steps, and for the answers of ``predict``."""
 
 import sys
 from typing import Any
@@ -12,7 +11,9 @@ from cera.training.throughput import Meter
 
 
 class Progress(ProgressBar):
-    """Lightning's bars count the batches of an epoch, which a stream does not know; this one counts the run's steps.
+    """Shows loss, perplexity, tokens per second and remaining time over the optimizer steps of the run.
+
+    Lightning's bars count the batches of an epoch, whose number is unknown for a stream.
 
     Args:
         refresh: Seconds between updates, and (30 times that) between lines when the output is not a terminal.
@@ -26,15 +27,15 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Called by the trainer on all ranks but the first."""
+        """Disable the bar; the trainer calls this on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """The opposite of ``disable``."""
+        """Enable the bar."""
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the step the run stands at."""
+        """Open the bar at the current step."""
         if self._enabled:
             self._bar = self._opened("train", "step", trainer.global_step, pl_module.total_steps)
 
@@ -50,7 +51,7 @@ class Progress(ProgressBar):
         self._meter.start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it: time spent in validation is not counted in tokens/s."""
+        """Pause the clock: validation time does not count towards tokens per second."""
         self._meter.pause()
 
     def on_train_batch_end(
@@ -66,7 +67,7 @@ class Progress(ProgressBar):
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens (padding not counted) per second of training on this rank, waiting for data included."""
+        """Tokens, without padding, per second of training on this rank, including the time spent waiting for data."""
         return self._meter.tokens_per_second
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,7 +77,7 @@ class Progress(ProgressBar):
             self._bar = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar of answers; how many there will be, a stream does not know."""
+        """Open a bar that counts answers; their total number is unknown for a stream."""
         if self._enabled:
             self._bar = self._opened("predict", "answer")
 
@@ -89,12 +90,12 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Advance it by the answers of this rank's batch."""
+        """Advance the bar by the number of answers in this rank's batch."""
         if self._bar is not None:
             self._bar.update(len(outputs))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close it."""
+        """Close the bar."""
         self.on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Records in ``environment.json`` of the run directory with which software, machine and commit a run was made."""
+"""Records the software, machine and commit of a run in ``environment.json`` of its directory."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a person wants to know when training is over, in a dozen lines."""
+"""Prints a summary of a run in a dozen lines."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ class Summary(Callback):
 
     Args:
         run_dir: The run directory.
-        max_new_tokens: Longest answer shown, in tokens; 0 shows none.
+        max_new_tokens: Maximum length of the answers shown, in tokens; 0 shows none.
     """
 
     def __init__(self, run_dir: str | Path, max_new_tokens: int) -> None:
@@ -35,7 +35,7 @@ class Summary(Callback):
         if any(isinstance(c, Checkpoints) and c.stopped_by for c in trainer.callbacks):  # type: ignore[attr-defined]
             return
         seconds = time.perf_counter() - self._started
-        examples = self._examples(trainer, pl_module)  # ZeRO-3 needs every rank for a forward
+        examples = self._examples(trainer, pl_module)  # on every rank: under ZeRO-3 a forward needs all of them
         if trainer.is_global_zero:
             lines = [*self._lines(trainer, pl_module, seconds), *examples]
             print("\n" + "\n".join(lines) + "\n", flush=True)
@@ -43,11 +43,11 @@ class Summary(Callback):
     def _lines(self, trainer: Trainer, module: Any, seconds: float) -> list[str]:
         final = trainer.callback_metrics.get("val/perplexity")
         trained = trainable_parameters(module)
-        every = sum(getattr(p, "ds_numel", p.numel()) for p in module.model.parameters())
+        total = sum(getattr(p, "ds_numel", p.numel()) for p in module.model.parameters())
         base, last = (f"{p:.3f}" if p is not None else "not measured" for p in (module.base_perplexity, final))
         rows = [
             ("perplexity", f"{base} (base) -> {last}, on the held-out rows"),
-            ("trainable", f"{trained:,} parameters, {100 * trained / every:.2f}% of {every:,}"),
+            ("trainable", f"{trained:,} parameters, {100 * trained / total:.2f}% of {total:,}"),
             ("spectra", self._spectra(trainer)),
             ("steps", f"{trainer.global_step}, in {seconds / 60:.1f} minutes{self._speed(trainer)}"),
             ("skipped", self._skipped(trainer)),

@@ -20,8 +20,8 @@ class TaskEvaluation(Callback):
     Args:
         evaluation: The settings of the evaluation.
         prompted: The result of ``cera.evaluation.evaluate.prepare``.
-        folder: Where the results go.
-        model: What identifies the model, as JSON values.
+        folder: Directory for the results.
+        model: Description of the model, as JSON values.
         format_report: Formats the report that is printed.
     """
 
@@ -40,7 +40,7 @@ class TaskEvaluation(Callback):
         self.format_report = format_report
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule | Any) -> None:
-        """Evaluate; each rank takes its share of the problems."""
+        """Evaluate the task; each rank takes its share of the problems."""
         report = evaluate(
             self.evaluation,
             self.prompted,

@@ -1,4 +1,4 @@
-"""Logs how fast training goes, over all ranks."""
+"""Logs the speed and memory of training over all ranks."""
 
 import sys
 from typing import Any
@@ -14,14 +14,14 @@ from cera.training.throughput import Meter, TrainingFlops
 
 
 class Throughput(Callback):
-    """Logs, every so many optimizer steps and for the steps since the last time:
+    """Logs at regular intervals, for the optimizer steps since the last log:
 
-    - ``throughput/tokens_per_second``: of all ranks, padding not counted; without the time spent in validation;
-    - ``throughput/padding_share``: padding among all positions, in [0, 1];
-    - ``throughput/peak_memory_gib``: the most that any rank has needed since it started, allocated on the GPU or, on a
-      CPU, resident;
-    - ``throughput/mfu``: operations that the model asks for (``TrainingFlops``) as a share of what all
-      devices could do, in [0, 1]; only where Lightning knows the device's peak, which is on many GPUs.
+    - ``throughput/tokens_per_second``: over all ranks, without padding and without the time spent in validation;
+    - ``throughput/padding_share``: share of padding in all positions, in [0, 1];
+    - ``throughput/peak_memory_gib``: largest memory of any rank since its start, allocated on a GPU or, on a CPU,
+      resident;
+    - ``throughput/mfu``: the model's floating-point operations (``TrainingFlops``) as a share of the peak of all
+      devices, in [0, 1]; logged only where Lightning knows the device's peak, which is on many GPUs.
 
     Args:
         every: Optimizer steps between two logs.
@@ -41,7 +41,7 @@ class Throughput(Callback):
         self._work: float | Tensor = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Begin to count; a resumed run counts from where it goes on."""
+        """Start counting at the current step."""
         self._last_step = trainer.global_step
         self._peak = get_available_flops(trainer.strategy.root_device, _dtype_of_products(trainer))
         self._flops = TrainingFlops.from_model(pl_module.model) if self._peak else None
@@ -51,19 +51,19 @@ class Throughput(Callback):
         self._meter.start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
+        """Pause the clock."""
         self._meter.pause()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; at the end of an optimizer step, log if it is time."""
+        """Count the batch; log if an optimizer step that is due has ended."""
         stepped = trainer.global_step > self._last_step
         self._last_step = trainer.global_step
         due = stepped and trainer.global_step % self.every == 0
         device = trainer.strategy.root_device
         if due and device.type == "cuda":
-            torch.cuda.synchronize(device)  # what is still running belongs to these steps
+            torch.cuda.synchronize(device)  # wait for kernels of these steps that still run
         self._meter.add(batch)
         if self._flops is not None:
             self._work += self._flops(batch)
@@ -92,10 +92,10 @@ def _dtype_of_products(trainer: Trainer) -> torch.dtype:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held at a time."""
+    """Return the largest memory of this process so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # Windows has none
+    import resource  # not available on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -28,7 +28,7 @@ def gold_answers(folder: Path) -> list[str]:
         for line in (folder / name).open(encoding="utf-8"):
             text = json.loads(line)["answer"]
             extraction = extract(text)
-            is_marked = extraction is not None and extraction.how != "last number"
+            is_marked = extraction is not None and extraction.extracted_by != "last number"
             answers.append(extraction.answer if extraction and is_marked else text)
     return [answer for answer in answers if answer]
 

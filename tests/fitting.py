@@ -30,8 +30,8 @@ def fit(
     """
     torch.manual_seed(0)
     adapter = adapter or cera.CeraConfig(r=8, dropout=0.1)
-    how = {"gradient_checkpointing": gradient_checkpointing, "compile_layers": compile_layers}
-    module = CausalLM(base, adapter, learning_rate, **how)
+    fit_options = {"gradient_checkpointing": gradient_checkpointing, "compile_layers": compile_layers}
+    module = CausalLM(base, adapter, learning_rate, **fit_options)
     data = ChatData(ReasoningGymWordProblems(size=60), base, validation_rows=8, max_length=192, batch_size=2)
     settings = {
         "max_steps": 4,

@@ -33,9 +33,9 @@ USERS_OWN = {"eval_capitals.yaml"}
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
-    """The fenced code blocks of a page in a language; commands are in blocks without one."""
-    for found, code in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-        if found == language:
+    """Yield the fenced code blocks of a page in a language; commands are in blocks without one."""
+    for block_language, code in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        if block_language == language:
             yield code
 
 
@@ -133,11 +133,11 @@ def test_class_paths_can_be_imported(path: str) -> None:
     names = path.split(".")
     for length in range(len(names), 0, -1):
         try:
-            found: Any = importlib.import_module(".".join(names[:length]))
+            attribute: Any = importlib.import_module(".".join(names[:length]))
         except ModuleNotFoundError:
             continue
         for name in names[length:]:
-            found = getattr(found, name)
+            attribute = getattr(attribute, name)
         return
 
 

@@ -80,8 +80,8 @@ class Environment:
 
     def run(self, program: str, *arguments: str, expect: int = 0) -> str:
         """Run a program of the environment in the working directory; return what it prints."""
-        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CERA_RUN_DIR")}
-        settings = {**kept, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CERA_RUN_DIR")}
+        settings = {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [self.bin / program, *arguments], cwd=self.work, env=settings, capture_output=True, text=True, timeout=400
         )

@@ -180,7 +180,7 @@ def _disagreement(sample: dict[str, Any], verdict: answers.Verdict) -> dict[str,
         "gold": sample["target"],
         "text": sample["resps"][0][0],
         "ours": verdict.answer,
-        "how": verdict.how,
+        "how": verdict.extracted_by,
         "lm_eval": sample["filtered_resps"][0],
         "accepted_by": "ours" if verdict.correct else "lm_eval",
     }

@@ -1,4 +1,4 @@
-"""Regional compilation: ``torch.compile`` of a transformer's layers, all of which share the code made for one."""
+"""Regional compilation: ``torch.compile`` of a transformer's layers, which share one compiled function."""
 
 from functools import partial
 from typing import Any
@@ -8,21 +8,21 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 OPTIONS: dict[str, Any] = {"fallback_random": True}
-"""For the compiler: draw dropout's masks as uncompiled layers do, so that a run is the same run with and without."""
+"""Compiler options: dropout masks are drawn as in uncompiled layers, so that compiling does not change a run."""
 
 
 def compile_layers(model: nn.Module) -> int:
-    """Let the layers of a transformers model run compiled in training mode.
+    """Compile the layers of a transformers model for training mode.
 
     Elementwise work (norms, rotary embeddings, activations, dropout, sums) is fused into few passes over memory.
-    A layer runs as it is in eval mode, where lengths vary and little is gained, and while any of its modules has a
-    hook, which compiled code would not call. The compiler does its work in the first forward and backward.
+    A layer runs uncompiled in eval mode, where lengths vary and little is gained, and while any of its modules has a
+    hook, which compiled code would not call. Compilation happens in the first forward and backward.
 
     Args:
-        model: With or without adapters; modules and names stay as they are.
+        model: A model with or without adapters; its modules and their names do not change.
 
     Returns:
-        The number of layers.
+        The number of compiled layers.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     compiled = {

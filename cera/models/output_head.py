@@ -1,4 +1,4 @@
-"""What a model's output head reads, changed while it lasts."""
+"""Temporarily changes the input of a model's output head."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

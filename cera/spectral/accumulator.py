@@ -1,4 +1,4 @@
-"""The spectrum of a stream of activations, without the matrix (see ``cera.spectral``)."""
+"""Accumulates the spectrum of a stream of activations without storing them (see ``cera.spectral``)."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class NonFiniteError(ValueError):
-    """Activations hold NaN or infinite values, which have no spectrum."""
+    """Activations contain NaN or infinite values, for which no spectrum is defined."""
 
 
 class SpectrumAccumulator:
-    """The spectrum of a stream of activations, in memory O(k^2) for k features.
+    """Computes the singular values of a stream of activations, with O(k^2) memory for k features.
 
     Args:
-        name: Of the layer, for error messages.
+        name: Name of the layer, for error messages.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -47,12 +47,12 @@ class SpectrumAccumulator:
         self.rows += count
 
     def merge(self, other: "SpectrumAccumulator") -> None:
-        """Add all that ``other`` has seen."""
+        """Add the rows that ``other`` has accumulated."""
         if other.factor is not None:
             self._add(other.factor, other.rows)
 
     def all_reduce(self) -> None:
-        """Add up over the ranks of the default process group, if there is one. Every rank must call this."""
+        """Merge the accumulators of all ranks of the default process group, if any. Every rank must call this."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
         states: list[Any] = [None] * dist.get_world_size()
@@ -64,11 +64,11 @@ class SpectrumAccumulator:
             self.merge(other)
 
     def singular_values(self, down: Tensor | None = None, scaling: float = 1.0) -> Tensor:
-        """Of the stream (``latent``), or of what ``down`` makes of it (``update``).
+        """Return the singular values of the stream (``latent``), or of its image under ``down`` (``update``).
 
         Args:
             down: ``W_down``, (d, k); ``None`` for the stream itself.
-            scaling: The adapter's factor ``s``.
+            scaling: Scaling factor ``s`` of the adapter.
 
         Returns:
             (min(rows, k, d),) fp64, descending; empty before the first row.
@@ -82,9 +82,9 @@ class SpectrumAccumulator:
         return torch.linalg.svdvals(matrix) * abs(scaling)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen, as plain data and one tensor."""
+        """Return the row count and the triangular factor."""
         return {"rows": self.rows, "factor": None if self.factor is None else self.factor.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self.rows, self.factor = state["rows"], state["factor"]

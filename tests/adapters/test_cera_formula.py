@@ -128,11 +128,11 @@ def test_dropout_drops_latent_units_and_scales_the_rest(p):
         for weight in weights(layer):
             weight.copy_(torch.eye(n))
         output = layer(torch.ones(50, n, dtype=torch.float64))
-    kept = output != 0
-    expected = torch.full_like(output[kept], scaling / (1 - p))
-    torch.testing.assert_close(output[kept], expected, rtol=1e-4, atol=0)  # p is rounded to 16 bits
-    assert kept.double().mean().item() == pytest.approx(1 - p, abs=0.05)
-    assert len(torch.unique(kept, dim=0)) > 1  # each row draws its own
+    survivors = output != 0
+    expected = torch.full_like(output[survivors], scaling / (1 - p))
+    torch.testing.assert_close(output[survivors], expected, rtol=1e-4, atol=0)  # p is rounded to 16 bits
+    assert survivors.double().mean().item() == pytest.approx(1 - p, abs=0.05)
+    assert len(torch.unique(survivors, dim=0)) > 1  # each row draws its own
 
 
 def test_identity_without_dropout_is_lora(tiny_llama):

@@ -96,14 +96,14 @@ def cera_layers(model):
 
 def shapes(model):
     """Module -> (r, in + out), by the weights themselves."""
-    found = {}
+    collected = {}
     for name, layer in cera_layers(model).items():
         (r, in_features), (out_features, same_r) = (
             branch["default"].weight.shape for branch in (layer.cera_up, layer.cera_down)
         )
         assert r == same_r
-        found[name.removeprefix("base_model.model.")] = (r, in_features + out_features)
-    return found
+        collected[name.removeprefix("base_model.model.")] = (r, in_features + out_features)
+    return collected
 
 
 def gradients(model):

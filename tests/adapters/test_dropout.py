@@ -40,10 +40,10 @@ def test_what_is_kept_is_scaled_and_has_the_gradient(shape, p, dtype, seed):
 def test_numbers_are_dropped_with_probability_p_and_independently(p):
     torch.manual_seed(0)
     n = 400_000
-    kept = (Dropout(p)(torch.ones(n)) > 0).double()
+    survivors = (Dropout(p)(torch.ones(n)) > 0).double()
     deviation = math.sqrt(p * (1 - p) / n)
-    assert abs(kept.mean().item() - (1 - p)) < 5 * deviation
+    assert abs(survivors.mean().item() - (1 - p)) < 5 * deviation
     for distance in (1, 2, 3, 4, 5):  # four neighbours share a random integer
-        product = ((kept[:-distance] - (1 - p)) * (kept[distance:] - (1 - p))).mean().item()
+        product = ((survivors[:-distance] - (1 - p)) * (survivors[distance:] - (1 - p))).mean().item()
         assert abs(product) < 5 * p * (1 - p) / math.sqrt(n)
     assert Dropout(p)(torch.ones(n, dtype=torch.float64)).mean().item() == pytest.approx(1, abs=6 * deviation / (1 - p))

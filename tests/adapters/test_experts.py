@@ -391,5 +391,5 @@ def test_fits_and_follows_spectra(tiny_moe, tmp_path):
     downs = [p for name, p in module.trainable().items() if ".experts." in name and name.endswith("down")]
     assert len(downs) == 2 * LAYERS
     assert all(down.any() for down in downs)
-    found = load_file(tmp_path / "spectra" / "step=4.safetensors")
-    assert {name.rpartition(".")[2] for name in found} == {"q_proj", "v_proj"}
+    written = load_file(tmp_path / "spectra" / "step=4.safetensors")
+    assert {name.rpartition(".")[2] for name in written} == {"q_proj", "v_proj"}

@@ -83,8 +83,8 @@ def llama():
 
 
 def config(name, **settings):
-    method, own = ADAPTERS[name]
-    return method(**{"r": 4, "dropout": 0.0, "task_type": "CAUSAL_LM", **own, **settings})
+    method, tuner = ADAPTERS[name]
+    return method(**{"r": 4, "dropout": 0.0, "task_type": "CAUSAL_LM", **tuner, **settings})
 
 
 def disturb(model, adapter="default"):
@@ -130,9 +130,9 @@ def reference(model, name):
 
         return hook
 
-    found = layers(model)
-    assert set(found) == {f"model.layers.{i}.{place}" for i in (0, 1) for place in PLACES[name]}
-    for module, layer in found.items():
+    adapted_layers = layers(model)
+    assert set(adapted_layers) == {f"model.layers.{i}.{place}" for i in (0, 1) for place in PLACES[name]}
+    for module, layer in adapted_layers.items():
         up, down = layer.branch_up["default"], layer.branch_down["default"]
         hook = add((up.weight, up.bias, down.weight, down.bias))
         base.get_submodule(module).register_forward_hook(hook, with_kwargs=True)
@@ -559,8 +559,10 @@ def test_a_model_without_a_width_is_refused():
     ],
 )
 def test_target_selection(settings, expected):
-    found = layers(adapted("houlsby", **settings))
-    assert {name.removeprefix("model.layers."): layer.r["default"] for name, layer in found.items()} == expected
+    adapted_layers = layers(adapted("houlsby", **settings))
+    assert {
+        name.removeprefix("model.layers."): layer.r["default"] for name, layer in adapted_layers.items()
+    } == expected
 
 
 @pytest.mark.parametrize("target", ["q_proj", "embed_tokens", "layers", "input_layernorm"])
@@ -682,9 +684,9 @@ def test_spectra_are_those_of_the_output_minus_the_bases(tiny_llama, name):
     batch = {
         "input_ids": torch.randint(0, 1000, (3, 40)), "position_ids": torch.arange(40).repeat(3, 1), "tokens": mask,
     }  # fmt: skip
-    found = measure(model, [batch], ["update", "latent", "weight"])
-    assert len(found.values["update"]) == len(found.values["latent"]) == 4 * len(PLACES[name])
-    assert set(found.ranks.values()) == {8}
+    adapted_layers = measure(model, [batch], ["update", "latent", "weight"])
+    assert len(adapted_layers.values["update"]) == len(adapted_layers.values["latent"]) == 4 * len(PLACES[name])
+    assert set(adapted_layers.ranks.values()) == {8}
     target = f"model.layers.1.{PLACES[name][0]}"
     layer = model.get_submodule(f"base_model.model.{target}")
     seen = {}
@@ -701,11 +703,11 @@ def test_spectra_are_those_of_the_output_minus_the_bases(tiny_llama, name):
     logits(model, batch["input_ids"], position_ids=batch["position_ids"])
     for quantity, rows in (("update", seen["all"] - seen["base"]), ("latent", seen["latent"])):
         expected = np.linalg.svd(rows[mask].double().numpy(), compute_uv=False)
-        measured = found.values[quantity][target].numpy()
+        measured = adapted_layers.values[quantity][target].numpy()
         assert len(measured) >= 8
-        kept = min(len(measured), len(expected))
-        np.testing.assert_allclose(measured[:kept], expected[:kept], rtol=1e-3, atol=1e-5 * expected[0])
-        assert not measured[kept:].any()
+        count = min(len(measured), len(expected))
+        np.testing.assert_allclose(measured[:count], expected[:count], rtol=1e-3, atol=1e-5 * expected[0])
+        assert not measured[count:].any()
 
 
 def test_linear_module_level_cera_has_a_weight(tiny_llama):

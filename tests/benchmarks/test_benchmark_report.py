@@ -336,11 +336,11 @@ def test_a_mixed_batch_is_what_its_adapters_give_one_after_the_other(tiny_llama)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     ids = torch.arange(6 * 5).view(6, 5)
     names = [mixed.ADAPTERS[i] for i in (2, 0, 0, 3, 1, 2)]
-    found = mixed.prefill(model, ids, adapter_names=names)
-    assert found.shape == (6, 1, model.config.vocab_size)
-    torch.testing.assert_close(found, mixed.in_turn(mixed.prefill, model, ids, names), rtol=0.05, atol=0.05)
+    output = mixed.prefill(model, ids, adapter_names=names)
+    assert output.shape == (6, 1, model.config.vocab_size)
+    torch.testing.assert_close(output, mixed.in_turn(mixed.prefill, model, ids, names), rtol=0.05, atol=0.05)
     alone = mixed.prefill(adapted(tiny_llama, drawn).get_base_model(), ids)
-    assert (found - alone).abs().max() > 0.2
+    assert (output - alone).abs().max() > 0.2
     assert mixed.generate(model, ids, tokens=3, adapter_names=names).shape == (6, 5 + 3)
 
 
@@ -348,6 +348,6 @@ def test_the_mixed_benchmark_compares_prompts_and_generation(tiny_llama):
     result = mixed.compare(tiny_llama, mixed.BatchSize(rows=4, prompt=6, tokens=2, r=4), rounds=2)
     assert [str(row.goal) for row in result.rows] == ["<= 1", "None", "None"] * 2
     assert list(result.details["seconds"]) == ["prompts of 6 tokens", "generating 2 tokens"]
-    of = result.details["seconds"]["generating 2 tokens"]
-    assert list(of) == ["base", "CeRA", "LoRA", "CeRA, one adapter after the other"]
-    assert result.rows[3].ratios == ratios(of["CeRA"], of["LoRA"])
+    generation_seconds = result.details["seconds"]["generating 2 tokens"]
+    assert list(generation_seconds) == ["base", "CeRA", "LoRA", "CeRA, one adapter after the other"]
+    assert result.rows[3].ratios == ratios(generation_seconds["CeRA"], generation_seconds["LoRA"])

@@ -162,30 +162,30 @@ def test_contenders_train_and_are_measured_by_one_clock(tiny_llama, gsm8k):
     options = ["--r", "4", "--batch_size", "2", "--max_length", "256"]
     data, profiled = gsm8k / "train.jsonl", ("cera", "cera_compiled")
     result = training.compare(names, tiny_llama, data, steps=4, rounds=1, options=options, profiled=profiled)
-    steps = {name: of[0]["steps"] for name, of in result.details["runs"].items()}
-    assert {name: len(of) for name, of in steps.items()} == {
+    steps = {name: entries[0]["steps"] for name, entries in result.details["runs"].items()}
+    assert {name: len(entries) for name, entries in steps.items()} == {
         "cera": 4, "cera_compiled": 4, "trl_packed": 4, "trainer": 6
     }  # fmt: skip
     assert steps["cera"][0]["positions"] <= 2 * 256
     assert result.details["padding_share"]["trl_packed"] == [0.0]
     assert result.details["padding_share"]["trainer"][0] > 0
-    for of in steps.values():
-        times = [second for step in of for second in (step["begin"], step["end"])]
+    for entries in steps.values():
+        times = [second for step in entries for second in (step["begin"], step["end"])]
         assert times == sorted(times)
         assert times[0] > 0
     profiles = result.details["profiles"]
     assert "aten::silu" in profiles["cera"]["operations"]
     assert COMPILED in profiles["cera_compiled"]["operations"]
-    for of in profiles.values():
-        assert 0 < sum(of["operations"].values()) < 2 * of["seconds"]  # of two threads
+    for entries in profiles.values():
+        assert 0 < sum(entries["operations"].values()) < 2 * entries["seconds"]  # of two threads
 
 
 def test_imports_are_timed_by_package():
-    found = startup.import_seconds("import json.tool, wave")
-    assert found["json"] > 0
-    assert found["wave"] > 0
-    assert sum(found.values()) < 10
-    assert "torch" not in found
+    import_times = startup.import_seconds("import json.tool, wave")
+    assert import_times["json"] > 0
+    assert import_times["wave"] > 0
+    assert sum(import_times.values()) < 10
+    assert "torch" not in import_times
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_the_state_before_a_bad_batch_is_saved_and_goes_on_behind_it(tiny_llama,
     batches = Batches()
 
     def go(*extra: Callback, ckpt_path=None):
-        callbacks = [Checkpoints(tmp_path / "checkpoints", every=2), batches, *extra, DivergenceGuard()]
+        callbacks = [Checkpoints(tmp_path / "checkpoints", every_n_steps=2), batches, *extra, DivergenceGuard()]
         return fit(tiny_llama, tmp_path, callbacks, ckpt_path, max_steps=6, accumulate_grad_batches=2)
 
     for attempt in (1, 2):  # a batch that is bad again after going on is passed over as well
@@ -45,8 +45,8 @@ def test_the_state_before_a_bad_batch_is_saved_and_goes_on_behind_it(tiny_llama,
             assert math.isnan(float(record["loss"]))
         elif attempt == 1:  # it is the loss of this step, and of all its micro-batches
             assert record["loss"] == pytest.approx(losses(reference)[3], rel=1e-6)
-        for told in ("after step 3", reason, "step=3.ckpt", "--ckpt_path last", f"{rates[3]:g}"):
-            assert told in str(caught.value)
+        for part in ("after step 3", reason, "step=3.ckpt", "--ckpt_path last", f"{rates[3]:g}"):
+            assert part in str(caught.value)
     assert losses(tmp_path) == {step: loss for step, loss in losses(reference).items() if step < 3}
 
     weights = torch.load(tmp_path / "checkpoints" / "step=3.ckpt", weights_only=True)["state_dict"]
@@ -65,7 +65,7 @@ def test_the_state_before_a_bad_batch_is_saved_and_goes_on_behind_it(tiny_llama,
 
 
 def test_a_real_explosion(tiny_llama, tmp_path):
-    guard, checkpoints = DivergenceGuard(), Checkpoints(tmp_path / "checkpoints", every=1)
+    guard, checkpoints = DivergenceGuard(), Checkpoints(tmp_path / "checkpoints", every_n_steps=1)
     with pytest.raises(Diverged, match=r"train/loss is nan") as caught:
         fit(tiny_llama, tmp_path, [checkpoints, guard], learning_rate=1e37, max_steps=20, val_check_interval=20)
     assert json.loads((tmp_path / DIVERGED).read_text())["step"] == caught.value.step > 0
@@ -77,7 +77,7 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tiny_llama, tm
             if trainer.global_step == 3:
                 next(iter(pl_module.trainable().values())).data[0, 0] = math.inf
 
-    callbacks = [Checkpoints(tmp_path / "checkpoints", every=2), Overflow(), DivergenceGuard()]
+    callbacks = [Checkpoints(tmp_path / "checkpoints", every_n_steps=2), Overflow(), DivergenceGuard()]
     with pytest.raises(Diverged, match=r"weights are not finite.*step=2\.ckpt"):
         fit(tiny_llama, tmp_path, callbacks)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step=2.ckpt"]
@@ -85,7 +85,11 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tiny_llama, tm
 
 def test_a_loss_over_the_threshold_before_anything_is_trained(tiny_llama, tmp_path):
     with pytest.raises(Diverged, match=r"train/loss is over max_loss=0\.5 .*Nothing was trained yet"):
-        fit(tiny_llama, tmp_path, [Checkpoints(tmp_path / "checkpoints", every=2), DivergenceGuard(max_loss=0.5)])
+        fit(
+            tiny_llama,
+            tmp_path,
+            [Checkpoints(tmp_path / "checkpoints", every_n_steps=2), DivergenceGuard(max_loss=0.5)],
+        )
     assert not (tmp_path / "checkpoints").exists()
     assert json.loads((tmp_path / DIVERGED).read_text())["loss"] > 0.5
 
@@ -99,7 +103,7 @@ def test_a_validation_perplexity_that_is_not_finite(tiny_llama, tmp_path):
         def on_validation_epoch_end(self, trainer, pl_module) -> None:
             self.handle.remove()
 
-    checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every_n_steps=0)
     with pytest.raises(Diverged, match=r"after step 2: val/perplexity is nan"):
         fit(tiny_llama, tmp_path, [checkpoints, BadValidation(), DivergenceGuard()])
     saved = tmp_path / "checkpoints" / "step=2.ckpt"

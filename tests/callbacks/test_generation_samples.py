@@ -30,11 +30,11 @@ def test_answers_of_the_base_and_at_each_validation(tiny_llama, tmp_path):
     module, data, _ = fit(
         tiny_llama, tmp_path, [GenerationSamples(max_new_tokens=6), Forget()], logger=logger, num_sanity_val_steps=-1
     )
-    found = samples(tmp_path)
-    assert found.keys() == {"step=0.jsonl", "step=2.jsonl", "step=4.jsonl"}
+    written = samples(tmp_path)
+    assert written.keys() == {"step=0.jsonl", "step=2.jsonl", "step=4.jsonl"}
     questions = list(data.questions())
     assert len(questions) == 8
-    for records in found.values():
+    for records in written.values():
         assert [r["problem"] for r in records] == [q.problem for q in questions[:2]]
         assert [r["reference"] for r in records] == [q.reference for q in questions[:2]]
         assert all(r.keys() == {"problem", "reference", "answer"} for r in records)
@@ -42,9 +42,9 @@ def test_answers_of_the_base_and_at_each_validation(tiny_llama, tmp_path):
     assert questions[0].problem in questions[0].prompt
     assert questions[0].reference not in questions[0].prompt
 
-    last = [record["answer"] for record in found["step=4.jsonl"]]
+    last = [record["answer"] for record in written["step=4.jsonl"]]
     assert last == [generate(module.model, module.tokenizer, q.prompt, 6) for q in questions[:2]]
-    assert last != [record["answer"] for record in found["step=2.jsonl"]]
+    assert last != [record["answer"] for record in written["step=2.jsonl"]]
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     shown = events.Tensors("samples/2/text_summary")
@@ -53,7 +53,10 @@ def test_answers_of_the_base_and_at_each_validation(tiny_llama, tmp_path):
 
 
 def test_the_first_answers_are_the_bases_and_a_resumed_run_asks_no_more_for_them(tiny_llama, tmp_path):
-    callbacks = [Checkpoints(tmp_path / "checkpoints", every=2), GenerationSamples(problems=1, max_new_tokens=4)]
+    callbacks = [
+        Checkpoints(tmp_path / "checkpoints", every_n_steps=2),
+        GenerationSamples(problems=1, max_new_tokens=4),
+    ]
     module, data, _ = fit(tiny_llama, tmp_path, callbacks, max_steps=2)
     before = samples(tmp_path)
     question = next(data.questions())

@@ -33,9 +33,9 @@ def curves(folder, prefix):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_tracked_spectra_are_those_of_the_layers_outputs_minus_the_bases(tiny_llama, tmp_path, name):
     made, data, trainer = fit(tiny_llama, tmp_path, [SpectralTracker(batches=2)], adapter=ADAPTERS[name])
-    found = Spectra.read(tmp_path / "spectra" / "step=4.safetensors")
-    spectra = found.values["update"]
-    assert ("latent" in found.values) == (name in ("cera", "lora"))
+    tracked = Spectra.read(tmp_path / "spectra" / "step=4.safetensors")
+    spectra = tracked.values["update"]
+    assert ("latent" in tracked.values) == (name in ("cera", "lora"))
     assert sorted(p.name for p in (tmp_path / "spectra").iterdir()) == ["step=2.safetensors", "step=4.safetensors"]
     assert len(spectra) == len(find_branches(made.model)) == 8
 
@@ -88,12 +88,14 @@ def test_every_n_training_steps(tiny_llama, tmp_path):
     fit(tiny_llama, tmp_path, [tracker], adapter=ADAPTERS["lora"], **options)
     files = sorted(p.name for p in (tmp_path / "spectra").iterdir())
     assert files == ["step=3.safetensors", "step=6.safetensors"]
-    found = Spectra.read(tmp_path / "spectra" / "step=6.safetensors")
-    assert found.values.keys() == {"update", "latent", "weight"}
+    tracked = Spectra.read(tmp_path / "spectra" / "step=6.safetensors")
+    assert tracked.values.keys() == {"update", "latent", "weight"}
     for column in curves(tmp_path, "spectra/effective_rank/").values():
         assert sorted(column) == [3, 6]
     assert [bool(rows) for rows in seen] == [False, False, True] * 2 + [False]
-    assert all(200 < rows <= 2 * 2 * 192 for of in seen for rows in of)  # two micro-batches of two packs, once
+    assert all(
+        200 < rows <= 2 * 2 * 192 for layer_rows in seen for rows in layer_rows
+    )  # two micro-batches of two packs, once
 
 
 def test_the_cost_is_logged(tiny_llama, tmp_path):

@@ -33,15 +33,15 @@ def test_every_config_can_be_printed(config, printed_config):
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
 def test_every_evaluation_goes_with_a_run(evaluation, printed_config):
-    found = printed_config("--config", evaluation)
-    assert found["evaluation"]["task"]["class_path"].startswith("cera.evaluation.tasks.")
-    assert found["model"]["adapter"]["class_path"] == "cera.CeraConfig"
+    printed = printed_config("--config", evaluation)
+    assert printed["evaluation"]["task"]["class_path"].startswith("cera.evaluation.tasks.")
+    assert printed["model"]["adapter"]["class_path"] == "cera.CeraConfig"
 
 
 def test_overrides_composition_and_interpolation(tmp_path, printed_config):
-    own = tmp_path / "own.yaml"
-    own.write_text("name: r${model.adapter.init_args.r}\ndata: {batch_size: 8}\n")
-    config = printed_config("--config", str(own), "--model.adapter.init_args.r=32", "--trainer.max_steps=10")
+    user_file = tmp_path / "own.yaml"
+    user_file.write_text("name: r${model.adapter.init_args.r}\ndata: {batch_size: 8}\n")
+    config = printed_config("--config", str(user_file), "--model.adapter.init_args.r=32", "--trainer.max_steps=10")
     assert config["model"]["adapter"]["init_args"]["r"] == 32
     assert config["trainer"]["max_steps"] == 10
     assert config["data"]["batch_size"] == 8

@@ -207,6 +207,6 @@ def test_a_configuration_of_the_repository_keeps_what_it_does_not_change() -> No
     config = compose(CONFIGS / "cera_r128.yaml")
     assert config["model"]["adapter"]["init_args"]["r"] == 128
     part = yaml.safe_load((CONFIGS / "adapters" / "cera.yaml").read_text())["model"]["adapter"]
-    kept = {key: value for key, value in part["init_args"].items() if key != "r"}
-    assert kept
-    assert config["model"]["adapter"]["init_args"] == {**kept, "r": 128}
+    remaining = {key: value for key, value in part["init_args"].items() if key != "r"}
+    assert remaining
+    assert config["model"]["adapter"]["init_args"] == {**remaining, "r": 128}

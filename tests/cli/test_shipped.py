@@ -33,9 +33,9 @@ def test_an_unknown_name_is_an_error_with_similar_ones(name, expected) -> None:
 
 
 def test_names_are_included_and_relative_includes_work_within(tmp_path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text("include: [cera://smol_cera, cera://adapters/lora]\nname: own")
-    composed = compose(own)
+    user_file = tmp_path / "own.yaml"
+    user_file.write_text("include: [cera://smol_cera, cera://adapters/lora]\nname: own")
+    composed = compose(user_file)
     assert composed["name"] == "own"
     assert composed["model"]["adapter"]["class_path"] == "peft.LoraConfig"
     assert compose("cera://smol_cera") == compose(REPOSITORY / "configs" / "smol_cera.yaml")

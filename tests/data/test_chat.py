@@ -168,8 +168,8 @@ def test_a_document_whose_answer_is_cut_off_entirely_is_left_out(tokenizer) -> N
     whole = ChatEncoder(tokenizer, max_length=512)(messages)
     first_label = next(i for i, label in enumerate(whole.labels) if label != IGNORE)
     assert ChatEncoder(tokenizer, max_length=first_label)(messages) is None
-    kept = ChatEncoder(tokenizer, max_length=first_label + 1)(messages)
-    assert kept.n_labels == 1
+    encoded = ChatEncoder(tokenizer, max_length=first_label + 1)(messages)
+    assert encoded.n_labels == 1
 
 
 def test_the_first_of_two_answers_survives_when_the_second_is_cut_off(tokenizer) -> None:

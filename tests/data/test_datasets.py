@@ -69,16 +69,16 @@ def test_a_malformed_row_is_a_value_error_with_the_reason(row, complaint) -> Non
         SlimOrca().parse(row)
 
 
-@pytest.mark.parametrize(("solutions", "kept"), [("all", ["c", "p"]), ("cot", ["c"]), ("pot", ["p"])])
-def test_math_instruct_keeps_the_solutions_asked_for(solutions, kept) -> None:
+@pytest.mark.parametrize(("solutions", "remaining"), [("all", ["c", "p"]), ("cot", ["c"]), ("pot", ["p"])])
+def test_math_instruct_keeps_the_solutions_asked_for(solutions, remaining) -> None:
     rows = [
         {"source": "data/CoT/gsm_train.json", "instruction": "q", "output": "c"},
         {"source": "data/PoT/mathqa.json", "instruction": "q", "output": "p"},
     ]
     parsed = [MathInstruct(solutions=solutions).parse(row) for row in rows]
-    assert [messages[1]["content"] for messages in parsed if messages is not None] == kept
+    assert [messages[1]["content"] for messages in parsed if messages is not None] == remaining
     assert [messages[0] for messages in parsed if messages is not None] == [{"role": "user", "content": "q"}] * len(
-        kept
+        remaining
     )
 
 

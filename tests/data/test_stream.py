@@ -80,8 +80,8 @@ def numbers(encoder: ChatEncoder, batch: dict[str, Any]) -> list[int]:
 def packs(encoder: ChatEncoder, batch: dict[str, Any]) -> list[tuple[int, ...]]:
     """The numbers of the rows in each pack that is not empty."""
     texts = [encoder.tokenizer.decode(labels[labels != IGNORE]) for labels in batch["labels"]]
-    found = [tuple(int(number) for number in re.findall(r"row (\d+)", text)) for text in texts]
-    return [pack for pack in found if pack]
+    row_numbers = [tuple(int(number) for number in re.findall(r"row (\d+)", text)) for text in texts]
+    return [pack for pack in row_numbers if pack]
 
 
 def all_numbers(encoder: ChatEncoder, batches: Iterable[dict[str, Any]]) -> list[int]:

@@ -36,12 +36,12 @@ class Scripted:
     """A backend that answers from a list: what to say to each prompt that contains a key of it."""
 
     says: dict[str, list[str]]
-    asked: list[str] = field(default_factory=list)
+    prompted: list[str] = field(default_factory=list)
 
     def generate(self, prompts, keys, sampling):
         for position, prompt in reversed(list(enumerate(prompts))):
             question = next(q for q in self.says if q in prompt)
-            self.asked.append(question)
+            self.prompted.append(question)
             yield position, [Sample(text, len(text), True) for text in self.says[question]]
 
 
@@ -54,8 +54,8 @@ def problems(tmp_path):
 
 def ask(evaluation, backend, tokenizer, folder, model=None):
     about = model or {"base": "b"}
-    asked = prepare(evaluation, tokenizer, folder, about, LlamaConfig())
-    return evaluate(evaluation, asked, lambda: backend, folder, about)
+    prompted = prepare(evaluation, tokenizer, folder, about, LlamaConfig())
+    return evaluate(evaluation, prompted, lambda: backend, folder, about)
 
 
 def test_judged_and_grouped(problems, tokenizer, tmp_path):
@@ -101,7 +101,7 @@ def test_what_is_finished_is_not_asked_again(problems, tokenizer, tmp_path):
     with pytest.raises(MemoryError):
         ask(evaluation, first, tokenizer, tmp_path / "eval")
     ask(evaluation, second, tokenizer, tmp_path / "eval")
-    assert set(second.asked) == set(says) - set(first.asked[:3])
+    assert set(second.prompted) == set(says) - set(first.prompted[:3])
 
     def load():
         raise AssertionError("nothing is left to ask, so no model is needed")
@@ -221,9 +221,9 @@ def test_two_ranks_say_what_one_says(problems, tiny_llama, tmp_path):
     run(evaluation_command(problems, tiny_llama, tmp_path / "one"))
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     run(evaluation_command(problems, tiny_llama, tmp_path / "two", *torchrun))
-    one, two = (read(tmp_path / name / "eval" / "math" / "records.jsonl") for name in ("one", "two"))
+    single, two = (read(tmp_path / name / "eval" / "math" / "records.jsonl") for name in ("one", "two"))
     assert [r["key"] for r in two] == [f"math/{i}" for i in range(8)]
-    assert [r["samples"] for r in one] == [r["samples"] for r in two]
+    assert [r["samples"] for r in single] == [r["samples"] for r in two]
     assert not list((tmp_path / "two" / "eval" / "math").glob("records-*"))
 
 
@@ -251,7 +251,7 @@ def test_killed_and_resumed(problems, tiny_llama, tmp_path):
 def test_train_py_test_asks_too(problems, tiny_llama, tmp_path, monkeypatch, capsys):
     fit = command(tiny_llama, tmp_path, "--trainer.max_steps=2", "--trainer.limit_val_batches=1")
     run(fit)
-    asked = [
+    prompted = [
         "--config=configs/eval_math.yaml", f"--evaluation.task.init_args.data_files={problems}",
         "--evaluation.sampling.max_new_tokens=12", "--ckpt_path=last",
     ]  # fmt: skip
@@ -260,7 +260,7 @@ def test_train_py_test_asks_too(problems, tiny_llama, tmp_path, monkeypatch, cap
     monkeypatch.setattr(CausalLM, "cpu", lambda self: moved.append(True) or to_cpu(self))
     judged = TaskEvaluation.on_test_end
     monkeypatch.setattr(TaskEvaluation, "on_test_end", lambda *args: before.append(not moved) or judged(*args))
-    test = [*fit[:2], "test", *fit[2:], *asked]
+    test = [*fit[:2], "test", *fit[2:], *prompted]
     status, printed = run_here(monkeypatch, capsys, test)
     assert status == 0, printed
     assert "pass@1" in printed

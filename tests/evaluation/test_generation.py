@@ -65,9 +65,9 @@ def model(request):
 
 def answers(model, tokenizer, sampling, batch_size=16, prompts=PROMPTS, keys=KEYS) -> list[list[Sample]]:
     """The samples of each prompt, in the prompts' order."""
-    found = list(TransformersBackend(model, tokenizer, batch_size).generate(prompts, keys, sampling))
-    assert sorted(position for position, _ in found) == list(range(len(prompts)))
-    return [samples for _, samples in sorted(found)]
+    generated = list(TransformersBackend(model, tokenizer, batch_size).generate(prompts, keys, sampling))
+    assert sorted(position for position, _ in generated) == list(range(len(prompts)))
+    return [samples for _, samples in sorted(generated)]
 
 
 def alone(model, tokenizer, prompt: str, max_new_tokens: int) -> list[int]:
@@ -108,13 +108,13 @@ def test_greedy_answers_are_those_of_plain_generate(model, tokenizer) -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=8), SAMPLED], ids=["greedy", "sampled"])
 def test_answers_do_not_depend_on_the_batches(model, tokenizer, sampling) -> None:
-    one, two, five = (answers(model, tokenizer, sampling, batch_size) for batch_size in (1, 2, 5))
-    assert one == two == five == answers(model, tokenizer, sampling, 100)
+    single, two, five = (answers(model, tokenizer, sampling, batch_size) for batch_size in (1, 2, 5))
+    assert single == two == five == answers(model, tokenizer, sampling, 100)
     order = [3, 0, 4]
     some = answers(model, tokenizer, sampling, 100, [PROMPTS[i] for i in order], [KEYS[i] for i in order])
-    assert some == [one[i] for i in order]
-    assert all(len(samples) == sampling.samples for samples in one)
-    assert len({sample.text for samples in one for sample in samples}) > len(PROMPTS) - 1
+    assert some == [single[i] for i in order]
+    assert all(len(samples) == sampling.samples for samples in single)
+    assert len({sample.text for samples in single for sample in samples}) > len(PROMPTS) - 1
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(logits, temperature, top
 def test_the_models_own_next_tokens_have_the_models_frequencies() -> None:
     model, tokenizer = build("llama"), words(64, pad=0)
     samples = 3000
-    (found,) = answers(model, tokenizer, Sampling(samples, 0.8, max_new_tokens=1), 1000, ["w9 w3"], ["key"])
+    (generated,) = answers(model, tokenizer, Sampling(samples, 0.8, max_new_tokens=1), 1000, ["w9 w3"], ["key"])
     probabilities = (model(torch.tensor([[9, 3]])).logits[0, -1].double() / 0.8).softmax(-1).detach().numpy()
-    names = [int(sample.text.removeprefix("w")) if sample.text else 2 for sample in found]  # w2 is the end token
+    names = [int(sample.text.removeprefix("w")) if sample.text else 2 for sample in generated]  # w2 is the end token
     counts = torch.bincount(torch.tensor(names), minlength=64).numpy()
     probabilities[2] += probabilities[0]  # padding is not text either
     probabilities[0] = 0
@@ -233,18 +233,18 @@ def test_a_prompt_is_computed_once_for_all_its_samples(adapted, tokenizer, batch
     )
     sampling = Sampling(samples=samples, temperature=1.0, max_new_tokens=3)
     try:
-        (found,) = answers(adapted, tokenizer, sampling, batch_size, PROMPTS[3:4], KEYS[3:4])
+        (generated,) = answers(adapted, tokenizer, sampling, batch_size, PROMPTS[3:4], KEYS[3:4])
     finally:
         hook.remove()
-    assert [sample.tokens for sample in found] == [3] * samples
+    assert [sample.tokens for sample in generated] == [3] * samples
     length = len(tokenizer(PROMPTS[3])["input_ids"])
     assert sum(computed) == (length - 1) + samples * 3  # the prompt but its last token, which each sample goes on from
 
 
 def test_the_longest_prompts_are_first(plain, tokenizer) -> None:
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
-    found = TransformersBackend(plain, tokenizer, 2).generate(PROMPTS, KEYS, Sampling(max_new_tokens=1))
-    assert [lengths[position] for position, _ in found] == sorted(lengths, reverse=True)
+    generated = TransformersBackend(plain, tokenizer, 2).generate(PROMPTS, KEYS, Sampling(max_new_tokens=1))
+    assert [lengths[position] for position, _ in generated] == sorted(lengths, reverse=True)
 
 
 # Where an answer ends
@@ -255,8 +255,8 @@ def test_stop_strings_end_each_row_by_itself(plain, tokenizer) -> None:
     assert all(len(sample.text) > 12 for sample in whole)
     stops = [whole[0].text[7:10], whole[3].text[9:11]]
     for batch_size in (1, 5):
-        found = answers(plain, tokenizer, Sampling(max_new_tokens=24, stop=stops), batch_size)
-        for uncut, (sample,) in zip(whole, found, strict=True):
+        generated = answers(plain, tokenizer, Sampling(max_new_tokens=24, stop=stops), batch_size)
+        for uncut, (sample,) in zip(whole, generated, strict=True):
             places = [uncut.text.find(stop) for stop in stops if stop in uncut.text]
             assert sample.text == uncut.text[: min(places, default=None)]
             assert sample.finished == bool(places)
@@ -346,10 +346,13 @@ def test_what_the_models_generation_config_brings_changes_nothing_and_warns_of_n
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            found = answers(sampler, tokenizer, Sampling(max_new_tokens=12)), answers(sampler, tokenizer, SAMPLED)
+            generated = (
+                answers(sampler, tokenizer, Sampling(max_new_tokens=12)),
+                answers(sampler, tokenizer, SAMPLED),
+            )
         finally:
             logger.removeHandler(caplog.handler)
-    assert found == expected
+    assert generated == expected
     assert not caplog.records
 
 

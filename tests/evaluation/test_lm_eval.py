@@ -81,21 +81,21 @@ def test_the_documented_command_evaluates_the_adapter(adapter, tiny_llama, token
     )
 
     strict = [sample for sample in read(samples_of(tmp_path)) if sample["filter"] == STRICT]
-    asked = [json.loads(line) for line in (gsm8k / "test.jsonl").read_text().splitlines()[:4]]
-    prompts = [Prompt().render(row["question"], tokenizer) for row in asked]
+    problems = [json.loads(line) for line in (gsm8k / "test.jsonl").read_text().splitlines()[:4]]
+    prompts = [Prompt().render(row["question"], tokenizer) for row in problems]
     assert [sample["arguments"]["gen_args_0"]["arg_0"] for sample in strict] == prompts
-    assert [sample["target"] for sample in strict] == [row["answer"] for row in asked]
+    assert [sample["target"] for sample in strict] == [row["answer"] for row in problems]
 
     def answered(model) -> list[str]:
         backend = TransformersBackend(model.eval(), tokenizer, 4)
-        found = dict(backend.generate(prompts, [str(i) for i in range(4)], Sampling(max_new_tokens=12)))
-        return [found[i][0].text for i in range(4)]
+        answers = dict(backend.generate(prompts, [str(i) for i in range(4)], Sampling(max_new_tokens=12)))
+        return [answers[i][0].text for i in range(4)]
 
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     by_base = answered(base)
     theirs = [sample["resps"][0][0] for sample in strict]
     assert theirs == answered(PeftModel.from_pretrained(base, adapter / "adapter"))
-    assert all(one != other for one, other in zip(theirs, by_base, strict=True))
+    assert all(ours != other for ours, other in zip(theirs, by_base, strict=True))
     assert rescore(samples_of(tmp_path))["problems"] == 4
 
 
@@ -125,14 +125,14 @@ def test_rescore_counts_and_lists_every_disagreement(judged):
             "only_ours": sum(OURS in by and name not in by for by in CASES.values()),
             "only_lm_eval": sum(name in by and OURS not in by for by in CASES.values()),
         }
-    listed = {(of["text"], of["filter"]): of["accepted_by"] for of in report["disagreements"]}
+    listed = {(entry["text"], entry["filter"]): entry["accepted_by"] for entry in report["disagreements"]}
     assert listed == {
         (text, name): "ours" if OURS in by else "lm_eval"
         for text, by in CASES.items()
         for name in (STRICT, FLEXIBLE)
         if (OURS in by) != (name in by)
     }
-    money = next(of for of in report["disagreements"] if of["text"] == "#### $1234")
+    money = next(entry for entry in report["disagreements"] if entry["text"] == "#### $1234")
     assert (money["how"], money["lm_eval"], money["gold"]) == ("hashes", "[invalid]", GOLD)
 
 

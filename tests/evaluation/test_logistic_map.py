@@ -30,7 +30,7 @@ PROBLEMS = st.builds(
 )
 
 
-def of(values, problem=PROBLEM):
+def score_values(values, problem=PROBLEM):
     return score(values, problem.r, problem.x0, problem.decimals, problem.steps)
 
 
@@ -43,7 +43,7 @@ def test_the_truth_is_the_map():
 @given(PROBLEMS)
 def test_honest_rounding_is_right_consistent_and_no_collapse(problem):
     values = parse(problem.answer)
-    result = of(values, problem)
+    result = score_values(values, problem)
     assert len(values) == problem.steps
     assert result.all_right
     assert result.consistent == problem.steps
@@ -54,7 +54,7 @@ def test_honest_rounding_is_right_consistent_and_no_collapse(problem):
 @given(PROBLEMS)
 def test_the_rounded_truth_is_right(problem):
     truth = [round(x, problem.decimals) for x in trajectory(problem.r, problem.x0, problem.steps)]
-    assert of(truth, problem).all_right
+    assert score_values(truth, problem).all_right
 
 
 def test_tolerances_start_at_half_a_unit_and_grow_with_chaos():
@@ -62,36 +62,36 @@ def test_tolerances_start_at_half_a_unit_and_grow_with_chaos():
     assert bounds[0] == 5e-5
     assert bounds[-1] == 1
     assert max(tolerances(2.5, 0.6, 30, 4)) < 1.1e-4  # |f'| = 0.5: errors die away
-    assert 1 < of([], LogisticMapProblem(4.0, 0.3, 30)).judged < 30
+    assert 1 < score_values([], LogisticMapProblem(4.0, 0.3, 30)).judged < 30
 
 
 def test_a_perfect_answer_has_all_steps():
-    result = of(RIGHT)
+    result = score_values(RIGHT)
     assert (result.correct, result.judged, result.consistent, result.collapsed) == (8, 8, 8, False)
 
 
 def test_one_wrong_digit_ends_what_is_right():
-    result = of([*RIGHT[:2], 0.8819, *RIGHT[3:]])
+    result = score_values([*RIGHT[:2], 0.8819, *RIGHT[3:]])
     assert (result.correct, result.consistent) == (2, 6)  # neither the wrong step nor the one after it follows
     carried = [*RIGHT[:2], 0.8819]
     while len(carried) < 8:
         carried.append(round(3.5 * carried[-1] * (1 - carried[-1]), 4))
-    assert (of(carried).correct, of(carried).consistent) == (2, 7)
+    assert (score_values(carried).correct, score_values(carried).consistent) == (2, 7)
 
 
 def test_missing_steps_are_not_right_and_further_ones_do_not_count():
-    assert (of(RIGHT[:3]).correct, of(RIGHT[:3]).all_right) == (3, False)
-    assert of([*RIGHT, 0.1, 0.1, 0.1]) == of(RIGHT)
+    assert (score_values(RIGHT[:3]).correct, score_values(RIGHT[:3]).all_right) == (3, False)
+    assert score_values([*RIGHT, 0.1, 0.1, 0.1]) == score_values(RIGHT)
 
 
 def test_a_collapse_is_a_value_that_only_the_model_repeats():
-    assert of([0.84, 0.4704, 0.4704, 0.4704]).collapsed
-    assert not of([0.84, 0.4704, 0.4704]).collapsed
-    assert not of([0.6] * 8, LogisticMapProblem(2.5, 0.6, 8)).collapsed  # a fixed point
-    assert of([0.6] * 8, LogisticMapProblem(2.5, 0.6, 8)).all_right
+    assert score_values([0.84, 0.4704, 0.4704, 0.4704]).collapsed
+    assert not score_values([0.84, 0.4704, 0.4704]).collapsed
+    assert not score_values([0.6] * 8, LogisticMapProblem(2.5, 0.6, 8)).collapsed  # a fixed point
+    assert score_values([0.6] * 8, LogisticMapProblem(2.5, 0.6, 8)).all_right
     two = LogisticMapProblem(3.2, 0.5, 40)  # a cycle of 0.7995 and 0.5130
-    assert not of(parse(two.answer), two).collapsed
-    assert of([*parse(two.answer)[:30], *[0.7995] * 10], two).collapsed
+    assert not score_values(parse(two.answer), two).collapsed
+    assert score_values([*parse(two.answer)[:30], *[0.7995] * 10], two).collapsed
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,9 @@ def test_what_cannot_be_is_named(call, named):
 
 
 def test_the_summary_is_the_means():
-    rates = summarize([[of(RIGHT)], [of(RIGHT[:4])], [of([0.84, 0.4704, 0.4704, 0.4704])]])
+    rates = summarize(
+        [[score_values(RIGHT)], [score_values(RIGHT[:4])], [score_values([0.84, 0.4704, 0.4704, 0.4704])]]
+    )
     assert rates["steps_correct"]["value"] == pytest.approx((8 + 4 + 2) / 3)
     assert rates["all_right"]["value"] == rates["collapse"]["value"] == pytest.approx(1 / 3)
     assert rates["consistent"]["value"] == pytest.approx((8 + 4 + 2) / 24)
@@ -165,7 +167,7 @@ def test_the_summary_is_the_means():
 
 
 def test_the_samples_of_one_problem_are_averaged():
-    rates = summarize([[of(RIGHT), of(RIGHT[:4])], [of(RIGHT), of(RIGHT)]])
+    rates = summarize([[score_values(RIGHT), score_values(RIGHT[:4])], [score_values(RIGHT), score_values(RIGHT)]])
     assert rates["steps_correct"]["value"] == pytest.approx((6 + 8) / 2)
     assert rates["all_right"]["value"] == pytest.approx(3 / 4)
 

@@ -26,8 +26,8 @@ rows = st.lists(few_words, max_size=6)
 
 def compare(train: str, test: str, **options) -> tuple[Match, Match]:
     """The match of one row with one row, as written and with numbers folded."""
-    found = overlap([train], [test], **options)
-    return found.as_written[0], found.numbers_folded[0]
+    result = overlap([train], [test], **options)
+    return result.as_written[0], result.numbers_folded[0]
 
 
 def grams(words: list[str], n: int) -> list[list[str]]:
@@ -39,9 +39,9 @@ def reference(train: list[list[str]], row: list[str], n: int) -> tuple[bool, flo
     if not row:
         return False, 0.0, None, 0.0
     mine = grams(row, min(n, len(row)))
-    found = [[gram in grams(other, len(gram)) for gram in mine] for other in train]
-    shares = [sum(of) / len(mine) for of in found]
-    share = sum(any(of[i] for of in found) for i in range(len(mine))) / len(mine)
+    result = [[gram in grams(other, len(gram)) for gram in mine] for other in train]
+    shares = [sum(row_matches) / len(mine) for row_matches in result]
+    share = sum(any(row_matches[i] for row_matches in result) for i in range(len(mine))) / len(mine)
     best = max(range(len(train)), key=lambda i: (train[i] == row, shares[i], -i), default=None)
     if best is None or shares[best] == 0:
         return False, 0.0, None, 0.0
@@ -55,11 +55,11 @@ def figures(match: Match) -> tuple[bool, float, int | None, float]:
 @settings(max_examples=300, deadline=None)
 @given(rows, rows, st.integers(1, 6))
 def test_is_what_comparing_each_pair_of_rows_gives(train, test, n):
-    found = overlap(iter(train), test, n)
-    assert found.train_rows == len(train)
+    result = overlap(iter(train), test, n)
+    assert result.train_rows == len(train)
     split = [[row.split() for row in side] for side in (train, test)]
     folded = [[["0" if word.isdigit() else word for word in row] for row in side] for side in split]
-    for matches, (trained, tested) in ((found.as_written, split), (found.numbers_folded, folded)):
+    for matches, (trained, tested) in ((result.as_written, split), (result.numbers_folded, folded)):
         assert [figures(match) for match in matches] == [reference(trained, row, n) for row in tested]
         assert [m.nearest_text for m in matches] == [None if m.nearest is None else train[m.nearest] for m in matches]
 
@@ -68,25 +68,25 @@ def test_is_what_comparing_each_pair_of_rows_gives(train, test, n):
 @given(rows, rows, st.integers(1, 6), st.randoms(use_true_random=False))
 def test_order_of_the_training_set_does_not_matter(train, test, n, random):
     shuffled = random.sample(train, len(train))
-    one, other = overlap(train, test, n), overlap(shuffled, test, n)
-    assert one.counts() == other.counts()
-    assert one.flagged() == other.flagged()
-    for a, b in zip(one.as_written + one.numbers_folded, other.as_written + other.numbers_folded, strict=True):
+    ordered, other = overlap(train, test, n), overlap(shuffled, test, n)
+    assert ordered.counts() == other.counts()
+    assert ordered.flagged() == other.flagged()
+    for a, b in zip(ordered.as_written + ordered.numbers_folded, other.as_written + other.numbers_folded, strict=True):
         assert (a.exact, a.share, a.nearest_share) == (b.exact, b.share, b.nearest_share)
 
 
 @settings(max_examples=100, deadline=None)
 @given(rows, rows, st.integers(1, 6))
 def test_folding_numbers_only_adds(train, test, n):
-    found = overlap(train, test, n)
-    for written, folded in zip(found.as_written, found.numbers_folded, strict=True):
+    result = overlap(train, test, n)
+    for written, folded in zip(result.as_written, result.numbers_folded, strict=True):
         assert written.exact <= folded.exact
         assert written.share <= folded.share
 
 
 def test_exact_copy_is_found_among_others():
-    found = overlap([OTHER, QUESTION, OTHER], [QUESTION])
-    assert found.as_written == [Match(True, 1.0, 1, 1.0, QUESTION)]
+    result = overlap([OTHER, QUESTION, OTHER], [QUESTION])
+    assert result.as_written == [Match(True, 1.0, 1, 1.0, QUESTION)]
 
 
 def test_exact_copy_is_nearer_than_a_longer_row_that_has_it_all():
@@ -109,8 +109,8 @@ def test_copy_with_other_case_and_punctuation_is_exact(copy):
 
 
 def test_paraphrase_that_keeps_thirteen_words_shares_one_n_gram():
-    kept = " ".join(QUESTION.split()[:13])
-    match, _ = compare(f"Think of this. {kept}, which was less.", QUESTION)
+    copied = " ".join(QUESTION.split()[:13])
+    match, _ = compare(f"Think of this. {copied}, which was less.", QUESTION)
     assert not match.exact
     assert match.share == pytest.approx(1 / (len(QUESTION.split()) - 12))
     shorter = " ".join(QUESTION.split()[:12])
@@ -123,9 +123,9 @@ def test_copy_with_other_numbers_is_exact_once_they_are_folded():
     assert not written.exact
     assert written.share < 0.5
     assert folded.exact
-    found = overlap([copy], [OTHER])
-    assert found.flagged() == [0]
-    assert list(found.counts().values()) == [0, 1, 0, 1, 1, 1]
+    result = overlap([copy], [OTHER])
+    assert result.flagged() == [0]
+    assert list(result.counts().values()) == [0, 1, 0, 1, 1, 1]
 
 
 def test_disjoint_sets_share_nothing():
@@ -134,8 +134,8 @@ def test_disjoint_sets_share_nothing():
 
 
 def test_n_grams_of_several_training_rows_add_up():
-    found = overlap(["a b c x", "y c d e"], ["a b c d e"], n=2)
-    assert figures(found.as_written[0]) == (False, 1.0, 0, 0.5)
+    result = overlap(["a b c x", "y c d e"], ["a b c d e"], n=2)
+    assert figures(result.as_written[0]) == (False, 1.0, 0, 0.5)
 
 
 def test_row_shorter_than_n_is_found_whole_or_not_at_all():
@@ -330,6 +330,6 @@ def test_gsm8k_test_questions_are_not_in_its_training_set(gsm8k):
     train, test = (
         [json.loads(line)["question"] for line in (gsm8k / f"{split}.jsonl").open()] for split in ("train", "test")
     )
-    found = overlap([*train, test[7]], test)
-    assert isinstance(found, Overlap)
-    assert [row for row, match in enumerate(found.as_written) if match.exact] == [7]
+    result = overlap([*train, test[7]], test)
+    assert isinstance(result, Overlap)
+    assert [row for row, match in enumerate(result.as_written) if match.exact] == [7]

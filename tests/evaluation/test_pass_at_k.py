@@ -47,10 +47,12 @@ def test_many_right_of_many_ends_at_once():
 
 def test_arrays_broadcast_and_numbers_stay_numbers():
     n, c, k = np.array([10, 20]), np.array([3, 0]), np.array([[1], [5], [10]])
-    found = pass_at_k(n, c, k)
-    assert found.shape == (3, 2)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, [[float(exact(a, b, int(d[0]))) for a, b in zip(n, c, strict=True)] for d in k])
+    estimate = pass_at_k(n, c, k)
+    assert estimate.shape == (3, 2)
+    assert estimate.dtype == np.float64
+    np.testing.assert_allclose(
+        estimate, [[float(exact(a, b, int(d[0]))) for a, b in zip(n, c, strict=True)] for d in k]
+    )
     assert type(pass_at_k(10, 3, 5)) is float
     assert pass_at_k(np.array([], int), np.array([], int), 1).shape == (0,)
 

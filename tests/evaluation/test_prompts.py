@@ -63,8 +63,8 @@ def test_the_examples_of_the_configurations_are_right(name):
     from cera.evaluation.answers import extract
 
     for example in compose(f"configs/prompts/{name}.yaml")["evaluation"]["prompt"]["examples"]:
-        found = extract(example["answer"])
-        assert found is not None
-        assert found.how == ("hashes" if name.startswith("gsm8k") else "boxed")
+        extraction = extract(example["answer"])
+        assert extraction is not None
+        assert extraction.extracted_by == ("hashes" if name.startswith("gsm8k") else "boxed")
         for left, right in re.findall(r"([\d.]+(?: [-+*] [\d.]+)+) = \$?([\d.]+)(?=[\s.,])", example["answer"]):
             assert eval(left) == pytest.approx(float(right.rstrip(".")))

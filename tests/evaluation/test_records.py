@@ -36,13 +36,13 @@ def test_a_missing_problem_is_named_and_nothing_is_lost(tmp_path):
     assert records.finished().keys() == {"a"}
 
 
-@pytest.mark.parametrize("kept", range(1, 40, 3))
-def test_half_a_line_is_as_if_it_had_not_been_written(tmp_path, kept):
+@pytest.mark.parametrize("length", range(1, 40, 3))
+def test_half_a_line_is_as_if_it_had_not_been_written(tmp_path, length):
     records = Records(tmp_path)
     records.append(record("a"))
     whole = records.rank_file.read_bytes()
     for before, expected in ((b"", set()), (whole, {"a"})):
-        records.rank_file.write_bytes(before + whole[:kept])
+        records.rank_file.write_bytes(before + whole[:length])
         assert records.finished().keys() == expected
         records.append(record("b"))
         assert records.finished().keys() == {*expected, "b"}
@@ -69,6 +69,6 @@ def test_killed_while_appending(tmp_path):
         time.sleep(0.3)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        found = Records(tmp_path).finished()
-        assert len(found) > 5
-        assert list(found) == [str(i) for i in range(len(found))]
+        finished = Records(tmp_path).finished()
+        assert len(finished) > 5
+        assert list(finished) == [str(i) for i in range(len(finished))]

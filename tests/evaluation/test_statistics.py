@@ -24,10 +24,10 @@ def test_the_interval_lies_within_the_scores_and_grows_with_its_level(values):
         assert wide.high <= max(values) + 1e-12
 
 
-@pytest.mark.parametrize("of", [lambda g, n: g.random(n) < 0.3, lambda g, n: g.binomial(16, 0.3, n) / 16])
-def test_95_of_100_intervals_hold_the_mean(of):
+@pytest.mark.parametrize("method", [lambda g, n: g.random(n) < 0.3, lambda g, n: g.binomial(16, 0.3, n) / 16])
+def test_95_of_100_intervals_hold_the_mean(method):
     generator = np.random.default_rng(1)
-    intervals = [bootstrap(of(generator, 80), resamples=500, seed=i) for i in range(300)]
+    intervals = [bootstrap(method(generator, 80), resamples=500, seed=i) for i in range(300)]
     held = np.mean([interval.low <= 0.3 <= interval.high for interval in intervals])
     assert 0.91 <= held <= 0.98
 
@@ -85,20 +85,22 @@ def test_mcnemar_is_the_binomial_test_of_what_one_alone_solves(pairs):
 @given(BITS)
 def test_swapping_the_two_turns_the_difference(pairs):
     a, b = zip(*pairs, strict=True)
-    one, other = paired_bootstrap(a, b, resamples=200), paired_bootstrap(b, a, resamples=200)
-    assert one.difference == pytest.approx(np.mean(b) - np.mean(a), abs=1e-12)
-    assert one.difference == -other.difference
-    assert one.p_value == other.p_value
-    assert (one.interval.low, one.interval.high) == pytest.approx((-other.interval.high, -other.interval.low), abs=1e-9)
+    forward, other = paired_bootstrap(a, b, resamples=200), paired_bootstrap(b, a, resamples=200)
+    assert forward.difference == pytest.approx(np.mean(b) - np.mean(a), abs=1e-12)
+    assert forward.difference == -other.difference
+    assert forward.p_value == other.p_value
+    assert (forward.interval.low, forward.interval.high) == pytest.approx(
+        (-other.interval.high, -other.interval.low), abs=1e-9
+    )
 
 
 def test_pairs_find_what_two_separate_intervals_do_not():
     hard = np.random.default_rng(0).random(300)
     better = np.clip(hard + 0.02, 0, 1)
     assert bootstrap(better).low < bootstrap(hard).high
-    found = paired_bootstrap(hard, better)
-    assert found.interval.low > 0
-    assert found.p_value < 0.001
+    result = paired_bootstrap(hard, better)
+    assert result.interval.low > 0
+    assert result.p_value < 0.001
     assert paired_bootstrap(hard, hard).p_value == 1
 
 

@@ -43,8 +43,8 @@ def test_math_in_both_forms(tmp_path, row, expected):
 def test_math500_in_the_form_of_the_hub_and_of_a_question_file(tmp_path):
     hub = {"problem": "p", "solution": "long", "answer": "3", "subject": "Algebra", "level": 2, "unique_id": "u"}
     assert MATH500(write(tmp_path / "a.jsonl", [hub])).problems()[0].gold == "3"
-    own = {"question": "p", "answer": "so. The answer is: 3"}
-    assert MATH500(write(tmp_path / "b.jsonl", [own])).problems() == [Problem("math/0", "p", own["answer"])]
+    document = {"question": "p", "answer": "so. The answer is: 3"}
+    assert MATH500(write(tmp_path / "b.jsonl", [document])).problems() == [Problem("math/0", "p", document["answer"])]
 
 
 def test_the_real_files(gsm8k):

@@ -36,25 +36,25 @@ def made(n: int, dtype: torch.dtype, bias: bool = False):
 def test_loss_and_gradient_are_those_of_the_whole_logits(dtype, tolerance, n, chunk, bias):
     hidden, head, targets = made(n, dtype, bias)
     factors = torch.rand(n)
-    found = linear_cross_entropy(hidden, head, targets, chunk)
-    (gradient,) = torch.autograd.grad((found * factors).sum(), hidden)
+    chunked = linear_cross_entropy(hidden, head, targets, chunk)
+    (gradient,) = torch.autograd.grad((chunked * factors).sum(), hidden)
     expected = F.cross_entropy(head(hidden).float(), targets, reduction="none")
     (reference,) = torch.autograd.grad((expected * factors).sum(), hidden)
-    assert found.dtype == torch.float32
+    assert chunked.dtype == torch.float32
     assert gradient.dtype == dtype
-    assert torch.allclose(found, expected, atol=tolerance)
+    assert torch.allclose(chunked, expected, atol=tolerance)
     assert torch.allclose(gradient, reference, atol=tolerance)
 
 
 def test_no_more_than_a_chunk_of_logits_is_made_and_none_is_kept(monkeypatch):
     hidden, head, targets = made(3 * CHUNK + 5, torch.float32)
-    rows, kept = [], []
+    rows, saved = [], []
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda states, *weights: rows.append(len(states)) or linear(states, *weights))
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
         losses = linear_cross_entropy(hidden, head, targets)
     assert rows == [CHUNK] * 3 + [5]
-    assert torch.Size([3 * CHUNK + 5, 8]) in kept  # the gradient, which the loss keeps
+    assert torch.Size([3 * CHUNK + 5, 8]) in saved  # the gradient, which the loss keeps
     with torch.no_grad():
         assert torch.equal(linear_cross_entropy(hidden, head, targets), losses)
 

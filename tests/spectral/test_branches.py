@@ -56,11 +56,11 @@ def trained(base: str, adapter) -> torch.nn.Module:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_spectra_of_a_layer(tiny_llama, batches, name):
     model = trained(tiny_llama, ADAPTERS[name])
-    found = measure(model, batches, ["update", "latent", "weight"])
-    assert len(found.values["update"]) == 8
-    assert bool(found.values["latent"]) == (name in WITH_LATENT)
-    assert bool(found.values["weight"]) == (name in LINEAR)
-    assert set(found.ranks.values()) == ({4} if name == "loha" else {8})
+    values_by_quantity = measure(model, batches, ["update", "latent", "weight"])
+    assert len(values_by_quantity.values["update"]) == 8
+    assert bool(values_by_quantity.values["latent"]) == (name in WITH_LATENT)
+    assert bool(values_by_quantity.values["weight"]) == (name in LINEAR)
+    assert set(values_by_quantity.ranks.values()) == ({4} if name == "loha" else {8})
 
     target = "model.layers.1.self_attn.v_proj"
     layer = model.get_submodule(f"base_model.model.{target}")
@@ -75,12 +75,12 @@ def test_spectra_of_a_layer(tiny_llama, batches, name):
         inputs.append(seen["x"][batch["tokens"]].double())
     update, x = torch.cat(rows).numpy(), torch.cat(inputs).numpy()
     expected = np.linalg.svd(update, compute_uv=False)
-    measured = found.values["update"][target].numpy()
+    measured = values_by_quantity.values["update"][target].numpy()
     np.testing.assert_allclose(measured, expected[: len(measured)], rtol=1e-3, atol=1e-5 * expected[0])
     if name in LINEAR:
         weight = np.linalg.lstsq(x, update, rcond=None)[0]
         expected = np.linalg.svd(weight, compute_uv=False)[:8]
-        np.testing.assert_allclose(found.values["weight"][target].numpy()[:8], expected, rtol=1e-2)
+        np.testing.assert_allclose(values_by_quantity.values["weight"][target].numpy()[:8], expected, rtol=1e-2)
 
 
 def test_no_hook_is_left_behind(tiny_llama, batches):
@@ -114,8 +114,8 @@ def test_a_latent_in_training_mode_is_taken_before_dropout(tiny_llama, batches):
 
 def test_an_untrained_adapter_has_no_direction(tiny_llama, batches):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), ADAPTERS["cera"])
-    found = measure(model, batches, ["update"]).values["update"]
-    assert {effective_rank(sigma) for sigma in found.values()} == {0.0}
+    values_by_quantity = measure(model, batches, ["update"]).values["update"]
+    assert {effective_rank(sigma) for sigma in values_by_quantity.values()} == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ def adapter_alone(two_runs, tmp_path):
 
 
 def rows(printed: str, group: str = "mean") -> dict[str, list[float]]:
-    found = re.findall(rf"^(.*?)\s+{group}\s+(\d+){NUMBER}{NUMBER}{NUMBER}$", printed, re.MULTILINE)
-    return {label: [float(value) for value in values] for label, *values in found}
+    printed_rows = re.findall(rf"^(.*?)\s+{group}\s+(\d+){NUMBER}{NUMBER}{NUMBER}$", printed, re.MULTILINE)
+    return {label: [float(value) for value in values] for label, *values in printed_rows}
 
 
 def test_recorded_spectra_of_two_runs_side_by_side(two_runs, tmp_path, capsys):
     figure = tmp_path / "deep" / "spectra.png"
     assert main([str(two_runs / "cera"), str(two_runs / "lora"), "--out", str(figure)]) == 0
-    found = rows(capsys.readouterr().out)
-    assert list(found) == ["CeRA r=8", "LoRA r=8"]
-    for name, values in zip(("cera", "lora"), found.values(), strict=True):
+    printed_rows = rows(capsys.readouterr().out)
+    assert list(printed_rows) == ["CeRA r=8", "LoRA r=8"]
+    for name, values in zip(("cera", "lora"), printed_rows.values(), strict=True):
         spectra = list(FinishedRun.read(two_runs / name).spectra()[-1].values["update"].values())
         rank = sum(map(effective_rank, spectra)) / len(spectra)
         ninety = sum(map(energy_rank, spectra)) / len(spectra)
@@ -48,9 +48,9 @@ def test_all_are_measured_on_the_same_data_if_asked(two_runs, adapter_alone, tmp
     data.write_text("\n".join('{"messages": [' + turns.replace("%d", str(i)) + "]}" for i in range(40)))
     folders = [str(two_runs / "cera"), str(adapter_alone)]
     assert main([*folders, "--data", str(data), "--rows", "20", "--out", str(tmp_path / "s.png")]) == 0
-    found = rows(capsys.readouterr().out)
-    assert len(found) == 2
-    assert len({tuple(values) for values in found.values()}) == 1  # the same adapter, by two ways
+    printed_rows = rows(capsys.readouterr().out)
+    assert len(printed_rows) == 2
+    assert len({tuple(values) for values in printed_rows.values()}) == 1  # the same adapter, by two ways
 
 
 def test_weights_of_a_linear_adapter(two_runs, tmp_path, capsys):

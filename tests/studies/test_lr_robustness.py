@@ -43,10 +43,10 @@ def write_grid(runs: Path) -> None:
 
 def test_numbers_by_hand(tmp_path):
     write_grid(tmp_path)
-    own, runs = read_study(tmp_path / "a")
+    this_run, runs = read_study(tmp_path / "a")
     assert [r.name for r in runs] == list("abcdefg")
     cera, lora = robustness_by_adapter(runs).values()
-    assert robustness_by_adapter(runs)[own.identity.adapter] == cera
+    assert robustness_by_adapter(runs)[this_run.identity.adapter] == cera
     assert (cera.label, lora.label) == ("CeRA r=64", "LoRA r=64")
     assert list(cera.curves) == [1e-4, 3e-4, 5e-4, 7e-4, 1e-3]
     assert cera.final_perplexity == pytest.approx({1e-4: 4.0, 3e-4: 3.01, 5e-4: 3.03})

@@ -17,16 +17,19 @@ COMMON = ["--model.adapter.init_args.dropout=0", "--trainer.gradient_clip_val=1.
 @pytest.fixture(scope="module")
 def alone(tiny_llama, tmp_path_factory):
     """One process, the same global batch: 4 packs a step."""
-    found = {}
+    values = {}
     for precision in ("32-true", "bf16-true"):
         runs = tmp_path_factory.mktemp("alone")
         run(command(tiny_llama, runs, *COMMON, "--data.batch_size=4", f"--trainer.precision={precision}"))
-        found[precision] = runs / "test"
-    return found
+        values[precision] = runs / "test"
+    return values
 
 
 def assert_close(run_dir: Path, reference: Path, tolerance: float, validation: bool = True) -> None:
-    for column in ("train/loss", "val/perplexity") if validation else ("train/loss",):
+    columns = ["train/loss"]
+    if validation:
+        columns.append("val/perplexity")
+    for column in columns:
         ours, theirs = losses(run_dir, column), losses(reference, column)
         assert ours.keys() == theirs.keys()
         assert all(math.isclose(ours[s], theirs[s], rel_tol=tolerance) for s in theirs), (column, ours, theirs)

@@ -247,7 +247,7 @@ class FailAfter(Callback):
 def test_resumed_training_ends_with_the_same_adapter(tiny_llama, tmp_path, precision, adapter_dtype, length):
     def fit(folder, *callbacks, ckpt_path=None):
         made = module(tiny_llama, cera.CeraConfig(r=4, dropout=0.1), adapter_dtype=adapter_dtype)
-        checkpoints = Checkpoints(folder, every=3)
+        checkpoints = Checkpoints(folder, every_n_steps=3)
         plugins = [AtomicCheckpointIO()]
         fit = trainer(precision=precision, callbacks=[checkpoints, *callbacks], plugins=plugins, **length)
         fit.fit(made, data(tiny_llama), ckpt_path=ckpt_path)
@@ -289,6 +289,6 @@ def test_an_adapter_that_does_not_fit_is_refused_without_loading(tiny_llama, ada
 
 def test_checkpoints_delete_only_their_own(tiny_llama, tmp_path):
     (tmp_path / "best.ckpt").write_text("a user's own")
-    fit = trainer(callbacks=[Checkpoints(tmp_path, every=2)], plugins=[AtomicCheckpointIO()])
+    fit = trainer(callbacks=[Checkpoints(tmp_path, every_n_steps=2)], plugins=[AtomicCheckpointIO()])
     fit.fit(module(tiny_llama), data(tiny_llama))
     assert {p.name for p in tmp_path.iterdir()} == {"best.ckpt", "step=4.ckpt"}

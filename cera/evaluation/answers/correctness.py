@@ -1,14 +1,14 @@
 """Whether a model's answer is the right one, and which part of its text was taken for the answer.
 
 >>> judge(r"We add them, so it is \\boxed{\\frac{1}{2}}.", "0.5")
-Verdict(correct=True, answer='\\\\frac{1}{2}', how='boxed')
+Verdict(correct=True, answer='\\\\frac{1}{2}', extracted_by='boxed')
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .extraction import How, candidates, is_prose, marked, unmarked
+from .extraction import ExtractionRule, candidates, is_prose, marked, unmarked
 from .notation import LONGEST
 from .sandbox import Sandbox
 from .shortcuts import settled
@@ -22,12 +22,12 @@ class Verdict:
     Attributes:
         correct: Whether it equals the gold answer.
         answer: The answer as the model wrote it; ``None`` if its text has none.
-        how: What identified it, as in ``Extraction``; ``None`` without an answer.
+        extracted_by: What identified it, as in ``Extraction``; ``None`` without an answer.
     """
 
     correct: bool
     answer: str | None
-    how: How | None
+    extracted_by: ExtractionRule | None
 
 
 def judge(prediction: object, gold: object) -> Verdict:
@@ -55,8 +55,8 @@ def judge(prediction: object, gold: object) -> Verdict:
     verdict = Verdict(False, None, None)
     for extraction in candidates(text, numeric=is_numeric(target[:LONGEST])):
         correct = _equal(extraction.answer, target)
-        if correct or extraction.how != "whole text" or not is_prose(text):
-            verdict = Verdict(correct, extraction.answer, extraction.how)
+        if correct or extraction.extracted_by != "whole text" or not is_prose(text):
+            verdict = Verdict(correct, extraction.answer, extraction.extracted_by)
         if correct:
             break
     return verdict

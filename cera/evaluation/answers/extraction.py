@@ -1,9 +1,9 @@
 r"""Finds the final answer of a worked solution.
 
 >>> extract(r"First \boxed{4}, then \boxed{\frac{1}{2}}.")
-Extraction(answer='\\frac{1}{2}', how='boxed')
+Extraction(answer='\\frac{1}{2}', extracted_by='boxed')
 >>> extract("She sells 9 eggs. The answer is $18.")
-Extraction(answer='$18', how='phrase')
+Extraction(answer='$18', extracted_by='phrase')
 """
 
 # ruff: noqa: RUF001  (a number may begin with a typographic minus sign)
@@ -18,7 +18,7 @@ from .notation import LONGEST
 from .rules_words import NAMES
 from .units import is_quantity
 
-How = Literal["boxed", "hashes", "phrase", "last number", "whole text"]
+ExtractionRule = Literal["boxed", "hashes", "phrase", "last number", "whole text"]
 """What identifies an answer."""
 
 
@@ -27,7 +27,7 @@ class Extraction:
     """A solution's final answer as it is written there, and what identified it."""
 
     answer: str
-    how: How
+    extracted_by: ExtractionRule
 
 
 def extract(text: str) -> Extraction | None:
@@ -39,7 +39,7 @@ def extract(text: str) -> Extraction | None:
     2. the last ``#### N`` (GSM8K): a number with at most a unit, unless it ends the text;
     3. the last "The answer is X", "The correct option is X", or "Answer: X", up to the end of the sentence or to an
        addition such as ", because"; this is also tried within a box and after hashes;
-    4. the last number of the text, which is a guess, as ``how`` states.
+    4. the last number of the text, which is a guess, as ``extracted_by`` states.
 
     Where a gold answer is known, ``judge`` says which answer was compared with it.
     """
@@ -64,7 +64,7 @@ def candidates(text: str, numeric: bool) -> Iterator[Extraction]:
         yield mark
     elif len(text) <= LONGEST and unmarked(text).strip():
         yield Extraction(text.strip(), "whole text")
-    if numeric and (mark is None or mark.how == "phrase"):
+    if numeric and (mark is None or mark.extracted_by == "phrase"):
         statement = mark.answer if mark else text
         number = last_number(statement)
         if number and is_prose(statement):

@@ -65,7 +65,7 @@ _VALUE_AND_WORDS = re.compile(  # 5 miles per hour | 3\pi cm^2
 _PLURAL = re.compile("(?:y|ies|e?s?)$")  # berry, berries; box, boxes
 
 
-class Measure(NamedTuple):
+class UnitMeasure(NamedTuple):
     """What a unit measures.
 
     Attributes:
@@ -106,7 +106,7 @@ def is_numeric(answer: str) -> bool:
     return number(quantity(normalize(answer))[0]) is not None
 
 
-def measured(unit: str) -> Measure | None:
+def measured(unit: str) -> UnitMeasure | None:
     """Return what a unit measures, or ``None`` if one of its words is unknown."""
     text = re.sub("[{}]", "", unit.lower()).replace(".", " ").replace("mph", "mile per hour").replace("\\circ", "circ ")
     powers: dict[str, int] = {}
@@ -129,7 +129,7 @@ def measured(unit: str) -> Measure | None:
             powers[dimension] = powers.get(dimension, 0) + signed_power
             size *= unit_size**signed_power
             power = 1
-    return Measure(powers, size)
+    return UnitMeasure(powers, size)
 
 
 def may_be_same_unit(a: str, b: str) -> bool:

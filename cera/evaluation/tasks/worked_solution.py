@@ -13,4 +13,4 @@ class WorkedSolutionTask(RowsTask):
     def score(self, text: str, problem: Problem) -> Score:
         """Extract the final answer of ``text`` and compare it with that of the gold solution, as values."""
         verdict = answers.judge(text, problem.gold)
-        return Score(verdict.correct, verdict.answer, verdict.how)
+        return Score(verdict.correct, verdict.answer, verdict.extracted_by)

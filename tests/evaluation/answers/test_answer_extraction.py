@@ -4,7 +4,7 @@ from cera.evaluation.answers import Extraction, Verdict, extract, is_correct, ju
 
 
 @pytest.mark.parametrize(
-    ("text", "answer", "how"),
+    ("text", "answer", "extracted_by"),
     [
         (r"So \boxed{5}.", "5", "boxed"),
         (r"First \boxed{4}, then \boxed{\frac{1}{2}}", r"\frac{1}{2}", "boxed"),
@@ -75,8 +75,8 @@ from cera.evaluation.answers import Extraction, Verdict, extract, is_correct, ju
         ("Up by 50%.", "50%", "last number"),
     ],
 )
-def test_extraction(text, answer, how):
-    assert extract(text) == Extraction(answer, how)
+def test_extraction(text, answer, extracted_by):
+    assert extract(text) == Extraction(answer, extracted_by)
 
 
 @pytest.mark.parametrize("text", ["", " ", "none", r"\boxed{}", r"\boxed", "####", "The answer is:", "$$"])
@@ -116,7 +116,7 @@ def test_solutions_and_bare_answers():
 
 
 @pytest.mark.parametrize(
-    ("text", "gold", "correct", "answer", "how"),
+    ("text", "gold", "correct", "answer", "extracted_by"),
     [
         (r"It is \boxed{\frac12}.", "0.5", True, r"\frac12", "boxed"),
         ("The answer is that she has 5 apples left.", "5", True, "5", "last number"),
@@ -132,7 +132,7 @@ def test_solutions_and_bare_answers():
         ("", "5", False, None, None),
     ],
 )
-def test_the_verdict_is_about_the_answer_that_it_names(text, gold, correct, answer, how):
-    assert judge(text, gold) == Verdict(correct, answer, how)
+def test_the_verdict_is_about_the_answer_that_it_names(text, gold, correct, answer, extracted_by):
+    assert judge(text, gold) == Verdict(correct, answer, extracted_by)
     if answer is not None:
         assert is_correct(answer, gold) == correct

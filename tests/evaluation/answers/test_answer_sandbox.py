@@ -36,10 +36,10 @@ def sandbox(tmp_path):
     sandbox.close()
 
 
-@pytest.mark.parametrize("how", ["loop", "c", "memory", "fill", "recursion", "crash", "exit"])
-def test_a_function_that_misbehaves_is_false_and_the_next_call_is_answered(sandbox, how):
+@pytest.mark.parametrize("misbehaviour", ["loop", "c", "memory", "fill", "recursion", "crash", "exit"])
+def test_a_function_that_misbehaves_is_false_and_the_next_call_is_answered(sandbox, misbehaviour):
     for _ in range(2):
-        assert not sandbox.check(how, "")
+        assert not sandbox.check(misbehaviour, "")
         assert sandbox.check("é\n\u2028", "é\n\u2028")
         assert not sandbox.check("1", "2")
 

@@ -28,7 +28,7 @@ def test_every_solution_of_math500_equals_itself_by_box_and_by_phrase(math):
     for solution in solutions:
         extraction = extract(solution)
         assert extraction is not None
-        assert extraction.how == "boxed"
+        assert extraction.extracted_by == "boxed"
         assert is_correct(solution, solution)
         phrase = "The answer is: " + solution.rpartition("The answer is: ")[2]
         assert is_correct(phrase, solution), phrase
@@ -39,7 +39,7 @@ def test_every_answer_of_gsm8k_equals_itself_with_and_without_its_solution(gsm8k
     for solution in column(gsm8k / "test.jsonl", "answer"):
         extraction = extract(solution)
         assert extraction is not None
-        assert extraction.how == "hashes"
+        assert extraction.extracted_by == "hashes"
         assert is_correct(solution, solution)
         assert is_correct(extraction.answer.replace(",", ""), solution)
         assert not is_correct(extraction.answer + "1", solution)

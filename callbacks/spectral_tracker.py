@@ -172,7 +172,7 @@ class SpectralTracker(Callback):
             return {}
         recorder.all_reduce()
         spectra = recorder.spectra(trainer.global_step, _gather_partitioned)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.state.fn == "fit":  # `validate` leaves the run's spectra as they are
             self.history[spectra.step] = spectra
             _write(spectra, Path(trainer.default_root_dir) / "spectra")
         logged = metrics(spectra)

@@ -1,4 +1,4 @@
-"""The run directory of a training command, and the checkpoint that it resumes from."""
+"""The run directory of a training command, and the checkpoint that it starts from."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,9 @@ class ChosenRun(NamedTuple):
 def choose_run(config: Namespace, subcommand: str) -> ChosenRun:
     """Choose the run directory, and write it and the path of the checkpoint into the configuration.
 
+    ``fit`` makes a new run, or resumes one with ``ckpt_path``. The other subcommands take a checkpoint of a run that
+    exists, the newest one by default, and write into the directory of that run.
+
     Args:
         config: Parsed configuration of the subcommand; ``ckpt_path`` may be ``last``.
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -29,24 +32,50 @@ def choose_run(config: Namespace, subcommand: str) -> ChosenRun:
         CheckpointError: There is no such checkpoint, or nothing to resume.
         UsageError: The name of the run is not valid, or the directory is in use.
     """
-    resume = config.ckpt_path == "last"
-    try:
-        directory = run_directory.choose(config.runs, config.name, resume)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    config.trainer.default_root_dir = str(directory)
-    if not resume:
-        if config.ckpt_path is not None and not Path(config.ckpt_path).exists():
-            raise CheckpointError(f"ckpt_path must be `last` or a checkpoint; there is none at {config.ckpt_path}.")
+    given = None if config.ckpt_path in (None, "last") else Path(config.ckpt_path)
+    if given is not None and not given.exists():
+        raise CheckpointError(f"ckpt_path must be `last` or a checkpoint; there is none at {given}.")
+    run = _fitted_run(config, given) if subcommand == "fit" else _measured_run(config, subcommand, given)
+    config.trainer.default_root_dir = str(run.directory)
+    return run
+
+
+def _fitted_run(config: Namespace, given: Path | None) -> ChosenRun:
+    """Return a new run, or with ``ckpt_path: last`` the newest run that has a checkpoint."""
+    directory = _directory(config, resume=config.ckpt_path == "last")
+    if config.ckpt_path != "last":
         return ChosenRun(directory, None)
     newest = newest_checkpoint(directory / "checkpoints")
-    if newest is None and subcommand != "fit":
-        raise CheckpointError(f"--ckpt_path last: {directory} has no checkpoint.")
     if newest is None:  # starting again with the same seed repeats what the run had done
         rank_zero_info(f"{directory} ended before its first checkpoint: it starts again, in the same directory.")
         config.ckpt_path = None
         return ChosenRun(directory, 0)
+    rank_zero_info(f"fit resumes {newest}")
     config.ckpt_path = str(newest)
     return ChosenRun(directory, step_of(newest) or 0)
+
+
+def _measured_run(config: Namespace, subcommand: str, given: Path | None) -> ChosenRun:
+    """Return the run of the checkpoint ``given``, or the newest run that has a checkpoint."""
+    if given is None:
+        try:
+            given = newest_checkpoint(_directory(config, resume=True) / "checkpoints")
+        except CheckpointError:
+            given = None
+        if given is None:
+            raise CheckpointError(
+                f"{subcommand} needs a trained run: no run of the name {config.name!r} in {config.runs} has a "
+                "checkpoint. Train one first, or give another --name, --runs or --ckpt_path."
+            )
+    rank_zero_info(f"{subcommand} takes {given}")
+    config.ckpt_path = str(given)
+    return ChosenRun(given.parent.parent if given.parent.name == "checkpoints" else given.parent, None)
+
+
+def _directory(config: Namespace, resume: bool) -> Path:
+    try:
+        return run_directory.choose(config.runs, config.name, resume)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -3,7 +3,7 @@
     cera train --config cera://smol_cera
     cera train --config cera://smol_cera --model.adapter.init_args.r=32 --trainer.max_steps=10
     cera train --config cera://smol_cera --ckpt_path last
-    cera train validate --config cera://smol_cera --ckpt_path last
+    cera train validate --config cera://smol_cera
 
 Without a subcommand it fits. ``--print_config`` shows the whole configuration. In a clone, ``python train.py`` is the
 same command.

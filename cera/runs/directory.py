@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from cera.runs.checkpoints import CheckpointError
+from cera.runs.checkpoints import CheckpointError, newest_checkpoint
 
 RUN_DIR = "CERA_RUN_DIR"
 """Environment variable with which the first process passes its choice to the processes that it starts."""
@@ -23,7 +23,7 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
     Args:
         runs: Directory of all runs.
         name: Name of the run.
-        resume: Whether to continue the newest run of that name.
+        resume: Whether to continue the newest run of that name that has a checkpoint; the newest of all, if none has.
 
     Raises:
         CheckpointError: There is nothing to resume.
@@ -38,7 +38,8 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
     if resume:
         if not existing:
             raise CheckpointError(f"--ckpt_path last: there is no run of the name {name!r} in {runs}.")
-        chosen = existing[max(existing)]
+        saved = {n: path for n, path in existing.items() if newest_checkpoint(path / "checkpoints")}
+        chosen = (saved or existing)[max(saved or existing)]
     elif not existing or world_size > 1:
         chosen = Path(runs) / name
         if chosen in existing.values() and rank == 0:

@@ -366,13 +366,19 @@ def test_a_name_is_no_pattern(runs) -> None:
     assert choose(runs, "ca+") == runs / "ca+"
 
 
-def test_resume_takes_the_newest_run_and_never_an_older_one(runs) -> None:
+def test_resume_takes_the_newest_run_that_has_a_checkpoint(runs) -> None:
     used(runs / "cera", 40)
     used(runs / "cera@2", 10)
     used(runs / "cera@10", 5)
     assert choose(runs, resume=True) == runs / "cera@10"
-    used(runs / "cera@11")  # died before its first checkpoint
-    assert choose(runs, resume=True) == runs / "cera@11"
+    used(runs / "cera@11")  # ended before its first checkpoint
+    assert choose(runs, resume=True) == runs / "cera@10"
+
+
+def test_without_any_checkpoint_the_newest_run_starts_again(runs) -> None:
+    used(runs / "cera")
+    used(runs / "cera@2")
+    assert choose(runs, resume=True) == runs / "cera@2"
 
 
 def test_nothing_to_resume(runs) -> None:

@@ -47,7 +47,7 @@ def judge(prediction: object, gold: object) -> Verdict:
         gold: A data set's solution or answer; the same applies to it.
 
     Raises:
-        RuntimeError: The process cannot be started or was ended from outside.
+        SandboxError: The process cannot be started, or is stopped or ended from outside again and again.
     """
     solution, text = _text(gold), _text(prediction)
     gold_mark = marked(solution)

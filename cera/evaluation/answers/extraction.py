@@ -92,6 +92,9 @@ _NAMES = "|".join(("and", "or", *NAMES))
 
 # --- Marks of an answer
 
+_BEFORE_ANSWER = " \t\n\r\f\v\u00a0\u3000*\"'`"
+_AFTER_ANSWER = _BEFORE_ANSWER + ".,;:。"
+
 _BOX_OR_BRACE = re.compile(  # \boxed{ | \boxed 5 | \boxed\frac12 | { | } | an escaped character
     r"(?P<box>\\(?:boxed|fbox)(?![A-Za-z])\s*+)"
     r"(?:(?P<bare>\\[dt]?frac\s*(?:(?:\{[^{}]*\}|\w)\s*){2}|[^\s{}$\\]+)|(?P<brace>\{))?"
@@ -190,12 +193,15 @@ def _first_sentence(text: str) -> str:
 
 def _trimmed(answer: str) -> str:
     """Return an answer without surrounding whitespace, full stop, emphasis, and signs of a formula."""
-    shorter = answer.strip().strip("*\"'`").rstrip(".,;:。").strip()
-    for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        inside = shorter[len(start) : -len(end)]
-        if shorter.startswith(start) and shorter.endswith(end) and inside and start not in inside:
-            shorter = inside
-    return shorter if shorter == answer else _trimmed(shorter)
+    while True:
+        shorter = answer.lstrip(_BEFORE_ANSWER).rstrip(_AFTER_ANSWER)
+        for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+            inside = shorter[len(start) : -len(end)]
+            if shorter.startswith(start) and shorter.endswith(end) and inside and start not in inside:
+                shorter = inside  # of each kind of sign, one pair is removed at most
+        if shorter == answer:
+            return answer
+        answer = shorter
 
 
 def last_number(text: str) -> str | None:

@@ -7,6 +7,9 @@ A ``Sandbox`` has two processes. The keeper starts with the first call, imports 
 which takes a second. It forks the worker, which answers calls until one exceeds a limit and the kernel ends it; the
 next worker is forked from the warm keeper in milliseconds. Neither is forked from the caller, so torch, threads and
 devices there do not matter.
+
+Each process is watched by the one above it: the keeper ends a worker that does not answer in time, and the caller ends
+a keeper that does not. A call whose process was stopped or ended from outside is repeated; no verdict comes of it.
 """
 
 import atexit
@@ -17,29 +20,50 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TextIO
+from typing import NoReturn
 
 CPU_SECONDS = 0.25
 """Processor time of one call. Unlike wall-clock time, it does not depend on what else runs, so a verdict is the same on
 a loaded machine. A call that gets a quarter of a core ends within a second."""
 
-WALL_SECONDS = 10.0
-"""Wall-clock time of one call; only a worker that is stopped or starved reaches it."""
+WALL_SECONDS = 8.0
+"""Wall-clock time after which the keeper ends the worker of a call, which is stopped or starved. The caller gives the
+keeper half as much again."""
+
+START_SECONDS = 100.0
+"""Wall-clock time in which a keeper must have imported and warmed up the function."""
+
+ATTEMPTS = 3
+"""Number of times that a call is made whose process is stopped or ends for no reason of the sandbox's own."""
 
 MEMORY = 1 << 29
 """Address space of the worker in bytes, of which sympy takes an eighth."""
+
+OUT_OF_MEMORY = 77
+"""Exit status of a worker whose function ran out of ``MEMORY``."""
+
+VERDICTS = {"true": True, "false": False, "overrun": False}
+"""What the keeper answers to a call -> the verdict."""
+
+FAULTS = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}
+"""Exit codes of a process that crashed. A process that was ended from outside has another: ``-SIGKILL`` or the like."""
 
 PACKAGE = "_sandboxed"
 """The name under which the sandbox's process imports the package of its file."""
 
 Function = Callable[[str, str], bool]
 """The function that a sandbox calls."""
+
+
+class SandboxError(RuntimeError, OSError):
+    """The process of a sandbox cannot be started, or is stopped or ended from outside again and again."""
 
 
 class Sandbox:
@@ -51,69 +75,81 @@ class Sandbox:
     Args:
         file: A Python file with the functions ``check`` and ``warm_up``. If it belongs to a package, it imports the
             modules beside it relatively (``from .numbers import ...``); the packages around its own are not imported.
+        wall_seconds: Wall-clock time of a call, after which its process is taken to be stopped.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, wall_seconds: float = WALL_SECONDS) -> None:
         self.file = file
+        self.wall_seconds = wall_seconds
         self._lock = threading.Lock()
-        self._keeper: subprocess.Popen[str] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
         atexit.register(self.close)
         os.register_at_fork(after_in_child=self._forget)
 
     def check(self, a: str, b: str) -> bool:
-        """Return what the function returns; False if it raises, exceeds a limit, or ends its process.
+        """Return what the function returns; False if it raises, exceeds a limit, or crashes its process each time.
 
         Raises:
-            RuntimeError: The keeper cannot be started or was ended from outside, which no input causes.
+            SandboxError: The keeper cannot be started, or a process was stopped or ended from outside in each of
+                ``ATTEMPTS`` attempts, which no input causes.
         """
+        call, answer = json.dumps([a, b]), ""
         with self._lock:
-            keeper = self._keeper if self._keeper and self._keeper.poll() is None else self._start()
-            return self._ask(keeper, json.dumps([a, b])) == "true"
+            for _ in range(ATTEMPTS):
+                answer = self._ask(call)
+                if answer in VERDICTS:
+                    return VERDICTS[answer]
+        if answer == "crashed":
+            return False
+        raise SandboxError(
+            f"The process for {self.file.name} did not finish a call in {ATTEMPTS} attempts (the last one: {answer}); "
+            "something outside stops or ends it, such as a machine without free memory."
+        )
 
     def close(self) -> None:
         """End the processes; the next call starts them again."""
         with self._lock:
             self._end()
 
-    def _start(self) -> "subprocess.Popen[str]":
-        self._keeper = subprocess.Popen(
-            # -P: modules beside this file, such as numbers, must not replace those of the standard library
-            [sys.executable, "-P", __file__, str(self.file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env={
-                **os.environ,
-                "PYTHONHASHSEED": "0",
-                "PYTHONUTF8": "1",
-            },  # sympy orders terms alike in all runs
-            start_new_session=True,  # Ctrl-C ends the caller only, and the worker can be ended with its keeper
-        )
-        self._ask(self._keeper, None)
-        return self._keeper
-
-    def _ask(self, keeper: "subprocess.Popen[str]", line: str | None) -> str:
-        """Send a line, if any, and return the answer; without a line, wait for the keeper to be ready."""
-        assert keeper.stdin is not None
-        assert keeper.stdout is not None
+    def _ask(self, call: str) -> str:
+        """Return the keeper's answer to a call, or what became of the keeper; it is started if it is not there."""
         answer = ""
         try:
-            if line is not None:
-                keeper.stdin.write(line + "\n")
-                keeper.stdin.flush()
-            answer = keeper.stdout.readline().strip()
-        except BrokenPipeError:
-            pass  # treated like an empty answer
+            if self._keeper is None:
+                self._start()
+            assert self._connection is not None
+            answer = _exchange(self._connection, call, 1.5 * self.wall_seconds)
+        except TimeoutError:
+            return "the keeper is stopped"
         finally:
             if not answer:  # also if the wait was interrupted: the next call must not read this one's answer
                 self._end()
-        if not answer:
-            raise RuntimeError(f"The process for {self.file.name} ended with code {keeper.returncode}.")
-        return answer
+        return answer or "the keeper was ended"
+
+    def _start(self) -> None:
+        self._connection, other = socket.socketpair()
+        with other:
+            self._keeper = subprocess.Popen(
+                # -P: modules beside this file, such as numbers, must not replace those of the standard library
+                [sys.executable, "-P", __file__, str(self.file), str(self.wall_seconds)],
+                stdin=other.fileno(),
+                # sympy orders terms alike in all runs
+                env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
+                start_new_session=True,  # Ctrl-C ends the caller only, and the worker can be ended with its keeper
+            )
+        if _exchange(self._connection, "", START_SECONDS) != "ready":
+            keeper = self._keeper
+            self._end()
+            raise SandboxError(
+                f"The process for {self.file.name} cannot be started: it ended with {keeper.returncode}."
+            )
 
     def _end(self) -> None:
         keeper, self._keeper = self._keeper, None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
         if keeper is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(keeper.pid, signal.SIGKILL)
@@ -123,6 +159,27 @@ class Sandbox:
         """Replace, in a forked child, what belongs to its parent: the processes, and a lock that may be held."""
         self._lock = threading.Lock()
         self._keeper = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _exchange(connection: socket.socket, line: str, seconds: float) -> str:
+    """Send a line, and return the line that answers it; it is empty if the other process is gone.
+
+    Raises:
+        TimeoutError: The other process neither reads nor answers.
+    """
+    connection.settimeout(seconds)
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(line.encode() + b"\n")
+        while not answer.endswith(b"\n"):
+            received = connection.recv(1024)
+            if not received:
+                return ""
+            answer += received
+    return answer.decode().strip()
 
 
 def _load(file: Path) -> tuple[Function, Callable[[], None]]:
@@ -149,46 +206,81 @@ def _import_file(name: str, file: Path, folders: list[str] | None = None) -> Mod
     return module
 
 
-def _work(function: Function, answers: TextIO) -> None:
-    """Answer the calls on standard input, one a line, until its end or until a limit ends this process."""
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+class _Worker:
+    """The process that calls the function, as the keeper sees it.
+
+    Args:
+        function: The function.
+        caller: The keeper's connection to its caller, which the worker does not keep open.
+    """
+
+    def __init__(self, function: Function, caller: socket.socket) -> None:
+        self.connection, other = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(caller.fileno())  # caller.close() would leave it open for the file that reads from it
+            self.connection.close()
+            _work(function, other)
+        other.close()
+
+    def ask(self, call: str, seconds: float) -> str:
+        """Return ``true`` or ``false``, or what became of the process: ``overrun``, ``crashed``, or in words."""
         try:
-            answer = "true" if function(*json.loads(line)) else "false"
+            if answer := _exchange(self.connection, call, seconds):
+                return answer
+        except TimeoutError:
+            os.kill(self.pid, signal.SIGKILL)
+            self._end()
+            return "the worker is stopped"
+        return self._end()
+
+    def _end(self) -> str:
+        """Wait for the end of the process, and return how it ended."""
+        self.connection.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if code in (-signal.SIGPROF, OUT_OF_MEMORY):
+            return "overrun"
+        return "crashed" if code >= 0 or code in FAULTS else f"the worker was ended by {signal.Signals(-code).name}"
+
+
+def _work(function: Function, keeper: socket.socket) -> NoReturn:
+    """Answer the calls of the keeper, one a line, until it is gone or a limit ends this process."""
+    for call in keeper.makefile(encoding="utf-8"):
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        try:
+            answer = b"true\n" if function(*json.loads(call)) else b"false\n"
         except MemoryError:
-            os._exit(1)  # the process may no longer have the memory to go on
+            os._exit(OUT_OF_MEMORY)  # the process may no longer have the memory to go on
         except Exception:  # any library may raise anything on such input
-            answer = "false"
+            answer = b"false\n"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(answer, file=answers, flush=True)
+        keeper.sendall(answer)
+    os._exit(0)
 
 
-def _keep(file: Path) -> None:
-    """Import the function, warm it up, and fork one worker after the other until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the function prints must not be read as an answer
-    # with the default actions, the kernel ends the process even within a long operation in C
-    signals = (signal.SIGPROF, signal.SIGALRM, signal.SIGPIPE)
-    for number in signals:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+def _keep(file: Path, wall_seconds: float) -> None:
+    """Import the function, warm it up, and let one worker after the other answer calls, until the caller is gone."""
+    caller = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # standard output belongs to the caller; what the function prints is no output of its
+    # with the default action, the kernel ends the process even within a long operation in C
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     function, warm_up = _load(file)
     warm_up()
     for kind, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    print("ready", file=answers, flush=True)
-    while True:
-        worker = os.fork()
-        if worker == 0:
-            _work(function, answers)
-            os._exit(0)
-        if os.waitpid(worker, 0)[1] == 0:
-            return  # standard input has ended
-        print("overrun", file=answers, flush=True)
+    calls = caller.makefile(encoding="utf-8")
+    calls.readline()  # the caller's question whether this process is ready
+    caller.sendall(b"ready\n")
+    worker = _Worker(function, caller)
+    for call in calls:
+        answer = worker.ask(call.strip(), wall_seconds)
+        if answer not in ("true", "false"):
+            worker = _Worker(function, caller)
+        caller.sendall(answer.encode() + b"\n")
 
 
 if __name__ == "__main__":
-    _keep(Path(sys.argv[1]))
+    _keep(Path(sys.argv[1]), float(sys.argv[2]))

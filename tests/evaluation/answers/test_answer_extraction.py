@@ -73,6 +73,8 @@ from cera.evaluation.answers import Extraction, Verdict, extract, is_correct, ju
         ("I ate 3/4 of it", "3/4", "last number"),
         ("It is about \\frac{3}{4} of x_2", r"\frac{3}{4}", "last number"),
         ("Up by 50%.", "50%", "last number"),
+        ("#### **`$5$`.**", "5", "hashes"),
+        ("#### 5" + ".*" * 2000, "5", "hashes"),  # no depth of emphasis is an error
     ],
 )
 def test_extraction(text, answer, extracted_by):

@@ -30,6 +30,9 @@ HOSTILE = {
     "megabyte of dollars": "The answer is " + "$" * 1_000_000,
     "megabyte of boxes": r"\boxed " * 140_000,
     "megabyte of space": "answer" + " " * 1_000_000 + r"\boxed" + " " * 1_000_000,
+    "megabyte of emphasis": "#### 5" + ".*" * 500_000,
+    "megabyte of quotation marks": "#### " + "'\" " * 300_000 + "5",
+    "megabyte of formulas": "#### " + "\\(" * 300_000 + "5" + "\\)" * 300_000,
     "no text": "\x00\ud800\uffff",
 }
 

@@ -1,14 +1,17 @@
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from cera.evaluation import answers
 from cera.evaluation.answers import correctness, is_correct
-from cera.evaluation.answers.sandbox import Sandbox
+from cera.evaluation.answers import sandbox as sandbox_module
+from cera.evaluation.answers.sandbox import ATTEMPTS, Sandbox, SandboxError
 
 
 @pytest.fixture
@@ -29,9 +32,16 @@ def sandbox(tmp_path):
         "    if a == 'crash': os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    if a == 'exit': os._exit(0 if b else 7)\n"
         "    if a == 'modules': return b in sys.modules\n"
+        "    if a.startswith('SIG'):\n"  # SIGNAL TIMES: sends itself that signal in the first calls
+        "        name, times = a.split()\n"
+        "        with open(b, 'a+') as calls:\n"
+        "            print(file=calls, flush=True)\n"
+        "            calls.seek(0)\n"
+        "            if len(calls.readlines()) <= int(times): os.kill(os.getpid(), getattr(signal, name))\n"
+        "        return True\n"
         "    return a == b\n"
     )
-    sandbox = Sandbox(file)
+    sandbox = Sandbox(file, wall_seconds=1.5)
     yield sandbox
     sandbox.close()
 
@@ -91,15 +101,57 @@ def test_the_packages_around_the_answers_import_nothing_of_the_evaluation_for_th
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_process_that_was_killed_is_started_again(sandbox):
+def worker_of(sandbox):
+    keeper = sandbox._keeper.pid
+    [worker] = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    return int(worker)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize("process", ["keeper", "worker"])
+def test_a_process_that_is_ended_or_stopped_from_outside_makes_no_verdict(sandbox, process, number):
     assert sandbox.check("a", "a")
-    sandbox._keeper.kill()
-    sandbox._keeper.wait()
+    os.kill(sandbox._keeper.pid if process == "keeper" else worker_of(sandbox), number)
+    for right in (True, False, True, False):  # nor does an answer go to another call
+        assert sandbox.check("a", "a" if right else "b") == right
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP", "SIGTERM"])
+def test_a_call_whose_process_is_ended_from_outside_is_repeated_and_then_an_error(sandbox, name, tmp_path):
+    calls = tmp_path / "calls"
+    assert sandbox.check(f"{name} 1", str(calls))
+    calls.unlink()
+    if name != "SIGSTOP":  # each attempt takes the whole time
+        with pytest.raises(SandboxError, match=f"in {ATTEMPTS} attempts .*ended by {name}"):
+            sandbox.check(f"{name} 100", str(calls))
     assert sandbox.check("a", "a")
+
+
+def test_a_stopped_worker_ends_with_the_process_that_started_it(sandbox, tmp_path):
+    code = (
+        "import os, pathlib, runpy, signal, sys, threading\n"
+        "sandbox = runpy.run_path(sys.argv[3])['Sandbox'](pathlib.Path(sys.argv[1]), wall_seconds=1.5)\n"
+        "assert sandbox.check('a', 'a')\n"
+        "threading.Thread(target=sandbox.check, args=('SIGSTOP 9', sys.argv[2]), daemon=True).start()\n"
+        "while not os.path.exists(sys.argv[2]): pass\n"
+        "print(sandbox._keeper.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(sandbox.file), str(tmp_path / "calls"), sandbox_module.__file__]
+    group = int(subprocess.run(arguments, stdout=subprocess.PIPE, check=False).stdout)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("the keeper or its worker is still there")
 
 
 def test_a_process_that_cannot_start_is_an_error(tmp_path):
-    with pytest.raises(RuntimeError, match=r"nothing\.py"):
+    with pytest.raises(SandboxError, match=r"nothing\.py cannot be started"):
         Sandbox(tmp_path / "nothing.py").check("a", "b")
 
 

@@ -22,6 +22,7 @@ def fit(
     learning_rate: float = 0.01,
     gradient_checkpointing: bool = False,
     compile_layers: bool = False,
+    batch_size: int = 2,
     **options: Any,
 ) -> tuple[CausalLM, ChatData, Trainer]:
     """4 steps with 2 validations on packs of word problems, and a metrics.csv in ``folder``.
@@ -32,7 +33,7 @@ def fit(
     adapter = adapter or cera.CeraConfig(r=8, dropout=0.1)
     fit_options = {"gradient_checkpointing": gradient_checkpointing, "compile_layers": compile_layers}
     module = CausalLM(base, adapter, learning_rate, **fit_options)
-    data = ChatData(ReasoningGymWordProblems(size=60), base, validation_rows=8, max_length=192, batch_size=2)
+    data = ChatData(ReasoningGymWordProblems(size=60), base, validation_rows=8, max_length=192, batch_size=batch_size)
     settings = {
         "max_steps": 4,
         "val_check_interval": 2,

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 import cera.adapters  # noqa: F401  # registers CeRA with PEFT
 from cera.models.backbone import Quantization, build_skeleton, load_tokenizer
 from cera.models.linear_cross_entropy import ends_in_its_head
-from cera.training import adapter_state, checks, loss
+from cera.training import accumulation, adapter_state, checks, loss
 from cera.training.adalora import RankSchedule
 from cera.training.adapted_model import adapted_model
 from cera.training.documents import answers
@@ -97,6 +97,7 @@ class CausalLM(LightningModule):
         self.perplexity = Perplexity()
         self.base_perplexity: float | None = None
         self._step_nll: float | Tensor = 0.0
+        self._loops: dict[str, Any] = {}
 
     # Checks and building
 
@@ -119,6 +120,7 @@ class CausalLM(LightningModule):
         if self.model is not None:
             return
         if self.trainer.state.fn == "fit":
+            accumulation.check_whole_steps(self.trainer)
             self.check_steps(self.total_steps)
         if self.trainer.state.fn != "predict":  # which computes no loss
             _ = self.head_is_last  # cached before ZeRO-3 is on, which would partition the skeleton
@@ -187,6 +189,7 @@ class CausalLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Log the base's perplexity, measured before the first step or stored in the checkpoint of step 0."""
+        self._loops = self.trainer.fit_loop.state_dict()
         if self.base_perplexity is not None and self.trainer.global_step == 0:
             values = {"val/perplexity": self.base_perplexity, "val/loss": math.log(self.base_perplexity)}
             for logger in self.loggers:
@@ -234,6 +237,8 @@ class CausalLM(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop after the last step, because a trainer that stops runs a final validation."""
+        if not accumulation.within_step(self.trainer):
+            self._loops = self.trainer.fit_loop.state_dict()
         if self.trainer.global_step == self.total_steps:
             self.trainer.should_stop = True
 
@@ -250,9 +255,7 @@ class CausalLM(LightningModule):
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
         steps = self.trainer.datamodule.steps_per_epoch()  # type: ignore[attr-defined]
-        if isinstance(limit := self.trainer.limit_train_batches, int):
-            steps = min(steps, math.ceil(limit / self.trainer.accumulate_grad_batches))
-        return steps * cast(int, self.trainer.max_epochs)
+        return accumulation.count_steps(self.trainer, steps)
 
     # Validation, test, predict
 
@@ -294,7 +297,13 @@ class CausalLM(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's identity, the base's perplexity and AdaLoRA's state to the checkpoint."""
-        checkpoint["cera"] = {"identity": self._identity(), "base_perplexity": self.base_perplexity}
+        checkpoint["cera"] = {
+            "identity": self._identity(),
+            "base_perplexity": self.base_perplexity,
+            "accumulate": self.trainer.accumulate_grad_batches,
+        }
+        if accumulation.within_step(self.trainer):  # weights and the position of the data are those of the last step
+            checkpoint["loops"]["fit_loop"] = self._loops
         if self.rank_schedule is not None:
             checkpoint["cera"]["rank_schedule"] = self.rank_schedule.state_dict()
 
@@ -303,6 +312,8 @@ class CausalLM(LightningModule):
         adapter_state.rename_weights(checkpoint, getattr(self.model, "base_model", None))
         adapter_state.check_checkpoint(checkpoint, self._identity(), self.trainable())
         self.base_perplexity = checkpoint["cera"]["base_perplexity"]
+        now = self.trainer.accumulate_grad_batches
+        accumulation.rescale(checkpoint["loops"]["fit_loop"], checkpoint["cera"].get("accumulate", now), now)
         if self.rank_schedule is not None:
             self.rank_schedule.load_state_dict(checkpoint["cera"]["rank_schedule"])
 

@@ -49,6 +49,7 @@ def test_the_defaults_are_lightnings() -> None:
         ("--trainer.limit_train_batches=0.0", "limit_train_batches", "1 or more"),
         ("--trainer.limit_train_batches=0.5", "limit_train_batches", "got 0.5"),
         ("--trainer.limit_train_batches=.nan", "limit_train_batches", "got nan"),
+        ("--trainer.limit_train_batches=4 --trainer.accumulate_grad_batches=3", "limit_train_batches", "multiple of"),
         ("--trainer.limit_val_batches=0.25", "limit_val_batches", "got 0.25"),
         ("--trainer.limit_val_batches=-1", "limit_val_batches", "got -1"),
         ("--trainer.limit_test_batches=0.5", "limit_test_batches", "0 or more"),

@@ -151,7 +151,7 @@ def test_epochs_are_counted_where_no_number_of_steps_is_given(tiny_llama):
 
 def test_an_epoch_that_is_cut_short_has_fewer_steps(tiny_llama):
     made = module(tiny_llama)
-    fit = trainer(max_steps=-1, max_epochs=2, limit_train_batches=3, accumulate_grad_batches=2)
+    fit = trainer(max_steps=-1, max_epochs=2, limit_train_batches=4, accumulate_grad_batches=2)
     fit.fit(made, data(tiny_llama))
     assert made.total_steps == fit.global_step == 4
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)  # the schedule ends with the run

@@ -12,6 +12,7 @@ import torch
 
 from cera.extras import extra_of
 from cera.models.backbone import PACKAGE
+from cera.models.weight_files import check_weight_files
 
 ALTERNATIVE = (
     "configs/smol_cera.yaml runs on a CPU and needs no hub: cera train --config cera://smol_cera "
@@ -32,6 +33,7 @@ def check(config: Any) -> None:
 
     Raises:
         MissingRequirement: The message lists everything that is missing, and a configuration that needs none of it.
+        BackboneError: The base model is a local directory with broken or missing weights.
     """
     missing = [
         *_hardware(config.trainer),
@@ -45,6 +47,7 @@ def check(config: Any) -> None:
             missing += on_hub(arguments.path, "dataset", ".gitattributes")
     if missing:
         raise MissingRequirement("this machine lacks:\n" + "".join(f"  - {m}\n" for m in missing) + ALTERNATIVE)
+    check_weight_files(config.model.base)
 
 
 def _hardware(trainer: Any) -> list[str]:

@@ -28,14 +28,14 @@ from cera.cli.preflight import MissingRequirement
 from cera.cli.training_cli import TrainingCLI
 from cera.data import DataError, TemplateError
 from cera.evaluation.records import RecordError
-from cera.models.backbone import BackboneError
+from cera.foreign_files import FileError
 from cera.runs.checkpoints import CheckpointError
 from cera.runs.directory import RUN_DIR
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 MISTAKES = (
     UsageError,
-    BackboneError,
+    FileError,
     CheckpointError,
     DataError,
     RecordError,

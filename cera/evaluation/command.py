@@ -16,6 +16,7 @@ from cera.evaluation.evaluate import Evaluation, evaluate, prepare
 from cera.evaluation.generation import TransformersBackend
 from cera.evaluation.tasks import Task
 from cera.models.backbone import load_config, load_model, load_tokenizer
+from cera.models.weight_files import check_weight_files
 from cera.runs.saved_adapter import SavedAdapter
 
 DESCRIPTION = """Evaluate an adapter, or a base model alone, on a task.
@@ -60,6 +61,8 @@ def _evaluate(options: Namespace) -> None:
     evaluation: Evaluation = options.evaluation
     evaluation.task.check()
     saved = SavedAdapter.find(options.adapter, options.base) if options.adapter else None
+    if saved is None:
+        check_weight_files(options.base)
     folder = Path(options.out or options.adapter or "runs/base") / "eval" / evaluation.name
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:

@@ -23,6 +23,7 @@ from cera.evaluation import answers
 from cera.evaluation.records import Record, read
 from cera.evaluation.tasks import GSM8K
 from cera.models.backbone import locate
+from cera.models.weight_files import check_weight_files
 from cera.runs.saved_adapter import SavedAdapter
 
 METRIC = "exact_match"
@@ -66,6 +67,7 @@ def resolve_model_args(model_args: dict[str, Any]) -> dict[str, Any]:
             )
         resolved |= {"peft": str(saved.folder), "pretrained": saved.base}
     if "pretrained" in resolved:
+        check_weight_files(resolved["pretrained"])
         resolved["pretrained"] = locate(resolved["pretrained"])
     return resolved
 

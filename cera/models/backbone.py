@@ -14,18 +14,22 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
+from cera.foreign_files import FileError, one_line, read_json_object
+
 PACKAGE = "package://"
 Quantization = Literal["nf4", "int8"]
 
 
-class BackboneError(ValueError):
+class BackboneError(FileError):
     """The base model cannot be had; the message says why and what would help."""
 
 
@@ -57,6 +61,10 @@ def _gguf_file(base: str) -> Path | None:
 
 def _file_in_package(base: str) -> Path:
     package, _, file = base.removeprefix(PACKAGE).partition("/")
+    if not package.isidentifier():  # of a.b, looking for b would import a
+        raise BackboneError(
+            f"model.base={base}: must be package://PACKAGE/FILE.gguf, with the name of a whole package."
+        )
     spec = importlib.util.find_spec(package)  # does not import the package, which may want more than its data needs
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
@@ -75,7 +83,8 @@ def _converted(gguf: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
+        with reading(str(gguf), "content"):
+            model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
         made = Path(folder) / "model"
@@ -101,9 +110,28 @@ def _cached(gguf: Path) -> Path:
 def load_config(base: str) -> Any:
     """The transformers configuration of ``base``. Converts nothing: a mistake must not cost a conversion first."""
     gguf = _gguf_file(base)
-    if gguf is not None and not _cached(gguf).is_dir():
-        return AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    return AutoConfig.from_pretrained(locate(base))
+    if Path(base).is_dir() and "model_type" not in read_json_object(Path(base) / "config.json"):
+        raise BackboneError(f"model.base={base}: its config.json has no model_type, such as 'llama'.")
+    with reading(base, "configuration"):
+        if gguf is not None and not _cached(gguf).is_dir():
+            return AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        return AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
+
+
+@contextmanager
+def reading(base: str, what: str) -> Iterator[None]:
+    """Turn any error of a library that reads a part of a base model into a ``BackboneError`` of one line.
+
+    Args:
+        base: Name of the base model.
+        what: The part, such as ``configuration``.
+    """
+    try:
+        yield
+    except (BackboneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors and gguf raise many kinds of errors for a broken file
+        raise BackboneError(f"model.base={base}: its {what} cannot be used: {one_line(error)}.") from error
 
 
 def load_tokenizer(base: str) -> Any:
@@ -125,8 +153,9 @@ def load_tokenizer(base: str) -> Any:
 
 def build_skeleton(base: str) -> nn.Module:
     """The model of ``base`` on the meta device: modules and shapes, no weights, no download of any."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(base))
+    config = load_config(base)
+    with reading(base, "config.json"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def load_model(
@@ -145,15 +174,43 @@ def load_model(
 
     Returns:
         A transformers causal language model with all parameters frozen.
+
+    Raises:
+        BackboneError: The base cannot be loaded, or lacks weights.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if quantization is not None:
         options["quantization_config"] = _quantization_config(quantization, dtype)
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(locate(base), **options)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    with reading(base, "weights"):
+        model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained)(locate(base), **options)
+    check_complete(base, loaded)
     _keep_weights_differentiable(model)
     model.config.use_cache = False  # a cache is of no use in training, and checkpointed layers refuse it
     return model.requires_grad_(False)
+
+
+def check_complete(base: str, loaded: dict[str, Any]) -> None:
+    """Check that a base's files had all its weights: transformers starts those that are missing at random.
+
+    Args:
+        base: Name of the base model.
+        loaded: transformers' ``output_loading_info``.
+
+    Raises:
+        BackboneError: A weight is missing, or has another shape than ``config.json`` says.
+    """
+    for name, shape, expected in sorted(loaded["mismatched_keys"]):
+        raise BackboneError(
+            f"model.base={base}: its weight {name} has the shape {tuple(shape)}, and must have {tuple(expected)} by "
+            "config.json."
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise BackboneError(
+            f"model.base={base}: its files lack {len(missing)} of the weights that config.json asks for, such as "
+            f"{missing[0]}."
+        )
 
 
 def _keep_weights_differentiable(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from cera.foreign_files import one_line
 from cera.runs.moved import current_class_paths
 from cera.spectral.files import Spectra, spectra_files
 
@@ -78,15 +79,11 @@ class FinishedRun:
             RunError: ``path`` has no readable ``config.yaml`` with an adapter and a learning rate.
         """
         file = Path(path) / "config.yaml"
-        try:
-            config = yaml.load(file.read_text(), LOADER)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RunError(f"{path} is not a run directory: {' '.join(str(error).split())}") from error
-        model = config.get("model") if isinstance(config, dict) else None
-        adapter = model.get("adapter") if isinstance(model, dict) else None
-        if not isinstance(adapter, dict) or "class_path" not in adapter:
+        config = read_config(path)
+        adapter = config["model"].get("adapter")
+        if not isinstance(adapter, dict) or not isinstance(adapter.get("class_path"), str):
             raise RunError(f"{path} is not a run directory: {file} names no model.adapter.")
-        run = cls(Path(path), current_class_paths(config))
+        run = cls(Path(path), config)
         try:
             _ = run.learning_rate
         except (KeyError, TypeError, ValueError) as error:
@@ -175,6 +172,22 @@ class FinishedRun:
     def spectra(self) -> list[Spectra]:
         """Read the spectra that ``cera.callbacks.SpectralTracker`` wrote, in order of steps."""
         return [Spectra.read(path) for path in spectra_files(self.path).values()]
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """Return ``config.yaml`` of a run directory, with the class paths of today.
+
+    Raises:
+        RunError: The file cannot be read, or has no ``model`` with settings.
+    """
+    file = Path(run_dir) / "config.yaml"
+    try:
+        config = yaml.load(file.read_text(), LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RunError(f"{run_dir} is not a run directory: {one_line(error)}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise RunError(f"{run_dir} is not a run directory: {file} names no model.adapter.")
+    return current_class_paths(config)
 
 
 def adapter_name(class_path: str, settings: dict[str, Any]) -> str:

@@ -5,24 +5,23 @@ Example:
 """
 
 import hashlib
-import importlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import yaml
 from peft import PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 import cera.adapters  # noqa: F401  # makes CeRA's adapter files loadable
-from cera.models.backbone import Quantization, load_model
+from cera.foreign_files import one_line
+from cera.models.backbone import Quantization, build_skeleton, load_model
+from cera.models.weight_files import check_weight_files
+from cera.runs.adapter_settings import CONFIG_FILE, AdapterError, import_method, make_config, read_settings
+from cera.runs.adapter_weights import WEIGHTS_FILE, check_loaded, check_weights, read_weights
+from cera.runs.finished import read_config
 
-
-class AdapterError(ValueError):
-    """The directory holds no adapter; the message names the files that were looked for."""
+__all__ = ["AdapterError", "SavedAdapter"]
 
 
 @dataclass(frozen=True)
@@ -41,36 +40,60 @@ class SavedAdapter:
 
     @classmethod
     def find(cls, path: str | Path, base: str | None = None) -> "SavedAdapter":
-        """Return the adapter in a run directory or in a directory that PEFT wrote.
+        """Return the adapter in a run directory or in a directory that PEFT wrote, held against its base model.
+
+        No weights of the base are loaded.
 
         Args:
             path: The directory.
             base: Base model to use instead of the one that the adapter names.
 
         Raises:
-            AdapterError: The directory holds no adapter, or one of a method that no imported module has registered.
+            AdapterError: The directory holds no adapter, one of a method that no imported module has registered, or one
+                whose files are broken or do not belong together; the message names the file and the tensor or field.
+            BackboneError: The base model cannot be loaded.
+            FileError: A file is missing or cannot be read.
+            RunError: The directory is a run whose ``config.yaml`` cannot be read.
         """
         path = Path(path)
-        run = path / "config.yaml"
-        folder = path / "adapter" if run.is_file() else path
-        if not (folder / "adapter_config.json").is_file():
-            where = (
-                f"{path} is a run without adapter/" if run.is_file() else f"{path} holds neither a run nor an adapter"
+        is_run = (path / "config.yaml").is_file() and not (path / CONFIG_FILE).is_file()
+        folder = path / "adapter" if is_run else path
+        if not (folder / CONFIG_FILE).is_file():
+            where = f"{path} is a run without adapter/" if is_run else f"{path} holds neither a run nor an adapter"
+            raise AdapterError(f"{where} (looked for config.yaml and {folder / CONFIG_FILE}).")
+        trained = read_config(path)["model"] if is_run else {}
+        trained_adapter = trained.get("adapter")
+        settings = read_settings(folder)
+        class_path = trained_adapter.get("class_path") if isinstance(trained_adapter, dict) else None
+        import_method(folder, settings["peft_type"], class_path)
+        quantization = trained.get("quantization")
+        if quantization not in (None, *get_args(Quantization)):
+            raise AdapterError(
+                f"{path / 'config.yaml'}: model.quantization must be null or one of "
+                f"{', '.join(get_args(Quantization))}, got {quantization!r}."
             )
-            raise AdapterError(f"{where} (looked for config.yaml and {folder / 'adapter_config.json'}).")
-        model = yaml.safe_load(run.read_text())["model"] if run.is_file() else {}
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        _import_method(folder, settings["peft_type"], model.get("adapter", {}).get("class_path"))
-        return cls(folder, base or settings["base_model_name_or_path"], model.get("quantization"))
+        named = base or settings.get("base_model_name_or_path")
+        if not named:
+            raise AdapterError(f"{folder / CONFIG_FILE} has no base_model_name_or_path: name the base model (--base).")
+        saved = cls(folder, named, quantization)
+        saved.check()
+        return saved
+
+    def check(self) -> None:
+        """Hold configuration and weights against each other and against the base; see ``find`` for what is raised."""
+        config = make_config(self.folder, self.settings)
+        weights = read_weights(self.folder)
+        check_weight_files(self.base)
+        check_weights(self.folder, weights, config, build_skeleton(self.base))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The adapter's ``adapter_config.json``."""
-        return json.loads((self.folder / "adapter_config.json").read_text())
+        return read_settings(self.folder)
 
     def digest(self) -> str:
         """Return the SHA-256 of the weights in hexadecimal, which tells apart two adapters of the same name."""
-        with (self.folder / "adapter_model.safetensors").open("rb") as file:
+        with (self.folder / WEIGHTS_FILE).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> PeftModel:
@@ -79,36 +102,19 @@ class SavedAdapter:
         Args:
             dtype: Data type of both; ``None`` chooses bf16 on a GPU and fp32 on a CPU.
             device: Device of both; ``None`` chooses the first GPU, if there is one.
+
+        Raises:
+            AdapterError: The adapter does not fit the base.
+            BackboneError: The base model cannot be loaded.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
         backbone = load_model(self.base, dtype, self.quantization)
         if self.quantization is None:
             backbone = backbone.to(device)
-        model = PeftModel.from_pretrained(backbone, str(self.folder), autocast_adapter_dtype=False)
-        return model.eval()
-
-
-def _import_method(folder: Path, method: str, class_path: str | None) -> None:
-    """Import the module that registers an adapter's method with PEFT; see ``cera.register_adapter``.
-
-    Args:
-        folder: Directory of the adapter, for the error message.
-        method: ``peft_type`` of the adapter.
-        class_path: Class path of its configuration, which a run directory records.
-
-    Raises:
-        AdapterError: The method is unknown, and no module that registers it can be imported.
-    """
-    reason = f"{folder} holds an adapter of the method {method!r}, which is not registered with PEFT"
-    if method not in PEFT_TYPE_TO_CONFIG_MAPPING and class_path is not None:
-        module = class_path.rpartition(".")[0]
         try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise AdapterError(f"{reason}, and its module {module!r} cannot be imported: {error}.") from error
-    if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise AdapterError(
-            f"{reason}. Import the module that registers it first: `cera COMMAND --import MODULE ...` or, in code, "
-            "before the adapter is loaded."
-        )
+            model = PeftModel.from_pretrained(backbone, str(self.folder), autocast_adapter_dtype=False)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # of methods that `check_weights` passes over
+            raise AdapterError(f"{self.folder} cannot be loaded into {self.base}: {one_line(error)}.") from error
+        check_loaded(self.folder, read_weights(self.folder), model)
+        return model.eval()

@@ -120,16 +120,16 @@ def _adapter_spectra(folder: Path, options: argparse.Namespace) -> AdapterSpectr
     if recorded:
         spectra, source = recorded[-1], f"recorded at step {recorded[-1].step}"
     else:
-        spectra, source = _measure_saved(folder, options), "measured now"
+        saved = SavedAdapter.find(folder, options.base)
+        spectra, source = _measure(saved, options), "measured now"
     if not spectra.values.get(options.quantity):
         raise RunError(f"--quantity {options.quantity}: {folder} has none ({source}; --data measures anew).")
     print(f"{folder}: {source}", file=sys.stderr)
-    label = run.label if run is not None else _saved_label(SavedAdapter.find(folder).settings)
+    label = run.label if run is not None else _saved_label(saved.settings)
     return AdapterSpectra(folder, label, spectra)
 
 
-def _measure_saved(folder: Path, options: argparse.Namespace) -> Spectra:
-    saved = SavedAdapter.find(folder, options.base)
+def _measure(saved: SavedAdapter, options: argparse.Namespace) -> Spectra:
     data = measured_rows(saved.base, options.data, options.rows)
     data.setup()
     return measure(saved.load(), data.val_dataloader(), [options.quantity])

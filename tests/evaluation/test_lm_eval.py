@@ -1,6 +1,7 @@
 """A CeRA adapter in lm-evaluation-harness, run as a user does, and its verdicts against ours."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,13 +186,14 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch, capsys):
     assert (status, "pip install 'cera[lm-eval]'" in err) == (2, True)
 
 
-def test_model_args_name_runs_and_bases(adapter, tiny_llama, smol):
+def test_model_args_name_runs_and_bases(adapter, tiny_llama, smol, tmp_path):
     folder = str(adapter / "adapter")
     assert resolve_model_args({"peft": str(adapter)}) == {"peft": folder, "pretrained": tiny_llama}
     assert resolve_model_args({"peft": folder, "dtype": "float32"}) == {
         "peft": folder, "pretrained": tiny_llama, "dtype": "float32",
     }  # fmt: skip
-    assert resolve_model_args({"peft": str(adapter), "pretrained": "other/base"})["pretrained"] == "other/base"
+    other = str(shutil.copytree(tiny_llama, tmp_path / "other"))
+    assert resolve_model_args({"peft": str(adapter), "pretrained": other})["pretrained"] == other
     assert resolve_model_args({"peft": "owner/adapter", "pretrained": "gpt2"}) == {
         "peft": "owner/adapter",
         "pretrained": "gpt2",

@@ -1,5 +1,7 @@
 """The run directory of a training command, and the checkpoint that it starts from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,15 +9,28 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from cera.cli.errors import UsageError
-from cera.runs import directory as run_directory
 from cera.runs.checkpoints import CheckpointError, newest_checkpoint, step_of
+from cera.runs.directory import choose, reserve
+from cera.runs.lock import DirectoryLock
 
 
 class ChosenRun(NamedTuple):
-    """A run directory, and the step that the run resumes from; ``None`` if it does not resume."""
+    """The run directory of a command.
+
+    Attributes:
+        directory: The directory.
+        resume_from: Step that the run resumes from; ``None`` if it does not resume.
+        lock: The lock on the directory that a fit holds.
+    """
 
     directory: Path
     resume_from: int | None
+    lock: DirectoryLock | None = None
+
+    def release(self) -> None:
+        """Let other processes write to the directory."""
+        if self.lock is not None:
+            self.lock.release()
 
 
 def choose_run(config: Namespace, subcommand: str) -> ChosenRun:
@@ -30,36 +45,39 @@ def choose_run(config: Namespace, subcommand: str) -> ChosenRun:
 
     Raises:
         CheckpointError: There is no such checkpoint, or nothing to resume.
-        UsageError: The name of the run is not valid, or the directory is in use.
+        UsageError: The name of the run is not valid, or another process writes to the directory.
     """
     given = None if config.ckpt_path in (None, "last") else Path(config.ckpt_path)
     if given is not None and not given.exists():
         raise CheckpointError(f"ckpt_path must be `last` or a checkpoint; there is none at {given}.")
-    run = _fitted_run(config, given) if subcommand == "fit" else _measured_run(config, subcommand, given)
+    run = _fitted_run(config) if subcommand == "fit" else _measured_run(config, subcommand, given)
     config.trainer.default_root_dir = str(run.directory)
     return run
 
 
-def _fitted_run(config: Namespace, given: Path | None) -> ChosenRun:
-    """Return a new run, or with ``ckpt_path: last`` the newest run that has a checkpoint."""
-    directory = _directory(config, resume=config.ckpt_path == "last")
-    if config.ckpt_path != "last":
-        return ChosenRun(directory, None)
+def _fitted_run(config: Namespace) -> ChosenRun:
+    """Lock and return a new run, or with ``ckpt_path: last`` the newest run that has a checkpoint."""
+    resume = config.ckpt_path == "last"
+    with _usage_errors():
+        directory, lock = reserve(config.runs, config.name, resume)
+    if not resume:
+        return ChosenRun(directory, None, lock)
     newest = newest_checkpoint(directory / "checkpoints")
     if newest is None:  # starting again with the same seed repeats what the run had done
         rank_zero_info(f"{directory} ended before its first checkpoint: it starts again, in the same directory.")
         config.ckpt_path = None
-        return ChosenRun(directory, 0)
+        return ChosenRun(directory, 0, lock)
     rank_zero_info(f"fit resumes {newest}")
     config.ckpt_path = str(newest)
-    return ChosenRun(directory, step_of(newest) or 0)
+    return ChosenRun(directory, step_of(newest) or 0, lock)
 
 
 def _measured_run(config: Namespace, subcommand: str, given: Path | None) -> ChosenRun:
     """Return the run of the checkpoint ``given``, or the newest run that has a checkpoint."""
     if given is None:
         try:
-            given = newest_checkpoint(_directory(config, resume=True) / "checkpoints")
+            with _usage_errors():
+                given = newest_checkpoint(choose(config.runs, config.name, resume=True) / "checkpoints")
         except CheckpointError:
             given = None
         if given is None:
@@ -72,9 +90,11 @@ def _measured_run(config: Namespace, subcommand: str, given: Path | None) -> Cho
     return ChosenRun(given.parent.parent if given.parent.name == "checkpoints" else given.parent, None)
 
 
-def _directory(config: Namespace, resume: bool) -> Path:
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Raise what is wrong with the name or the directory as a ``UsageError``."""
     try:
-        return run_directory.choose(config.runs, config.name, resume)
+        yield
     except CheckpointError:
         raise
     except ValueError as error:

@@ -1,5 +1,6 @@
 """The configuration, objects and subcommands of ``cera train``, on top of Lightning's ``LightningCLI``."""
 
+from contextlib import ExitStack
 from typing import Any
 
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -50,15 +51,16 @@ class TrainingCLI(LightningCLI):
     checkpoints: Checkpoints | None = None
 
     def __init__(self, arguments: list[str]) -> None:
-        super().__init__(
-            CausalLM,
-            ChatData,
-            save_config_callback=SaveConfig,
-            seed_everything_default=42,
-            parser_class=TrainingParser,
-            auto_configure_optimizers=False,
-            args=arguments,
-        )
+        with ExitStack() as self._at_the_end:
+            super().__init__(  # which runs the subcommand
+                CausalLM,
+                ChatData,
+                save_config_callback=SaveConfig,
+                seed_everything_default=42,
+                parser_class=TrainingParser,
+                auto_configure_optimizers=False,
+                args=arguments,
+            )
 
     # Parsing
 
@@ -102,6 +104,7 @@ class TrainingCLI(LightningCLI):
             if config[key] < 0:
                 raise UsageError(f"{key} must be zero or more, got {config[key]}.")
         self.run = choose_run(config, str(self.subcommand))
+        self._at_the_end.callback(self.run.release)
 
     # Objects
 

@@ -1,5 +1,7 @@
 """The directory of a run: ``runs/NAME``, then ``runs/NAME@2``, ... so that no run overwrites another.
 
+A fit reserves its directory when it chooses it, and is its only writer until it ends (``cera.runs.lock``).
+
 A run directory holds ``config.yaml``, ``environment.json``, ``metrics.csv``, TensorBoard events, ``checkpoints/`` and
 ``adapter/``. Studies and notebooks read nothing else.
 """
@@ -7,11 +9,20 @@ A run directory holds ``config.yaml``, ``environment.json``, ``metrics.csv``, Te
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from cera.runs.checkpoints import CheckpointError, newest_checkpoint
+from cera.runs.lock import DirectoryInUse, DirectoryLock
 
 RUN_DIR = "CERA_RUN_DIR"
 """Environment variable with which the first process passes its choice to the processes that it starts."""
+
+
+class RunDirectory(NamedTuple):
+    """The directory of a run, and the lock on it; ``None`` in a process for which another one holds the lock."""
+
+    path: Path
+    lock: DirectoryLock | None
 
 
 def choose(runs: str | Path, name: str, resume: bool) -> Path:
@@ -33,24 +44,54 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
         raise ValueError(f"name must be of letters, digits and . _ = + -, got {name!r}.")
     if RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
-    existing = _numbered_directories(Path(runs), name)
+    chosen = _choice(Path(runs), name, resume)
+    _pass_on(chosen)
+    return chosen
+
+
+def reserve(runs: str | Path, name: str, resume: bool) -> RunDirectory:
+    """Choose a directory as ``choose`` does, make it if it is new, and lock it: the caller is its only writer.
+
+    Runs of one name that start at the same time get different directories.
+
+    Raises:
+        DirectoryInUse: Another process writes to the run to resume, or to the directory of an outside launcher.
+    """
+    rank, world_size = _outside_launcher()
+    if RUN_DIR in os.environ or rank > 0:
+        return RunDirectory(choose(runs, name, resume), None)
+    while True:
+        os.environ.pop(RUN_DIR, None)
+        lock = DirectoryLock(choose(runs, name, resume))
+        try:
+            lock.acquire(new=not resume)
+        except DirectoryInUse:
+            if resume or world_size > 1:
+                raise
+            continue  # another run was quicker, and its number is taken now
+        return RunDirectory(lock.folder, lock)
+
+
+def _choice(runs: Path, name: str, resume: bool) -> Path:
+    existing = _numbered_directories(runs, name)
     rank, world_size = _outside_launcher()
     if resume:
         if not existing:
             raise CheckpointError(f"--ckpt_path last: there is no run of the name {name!r} in {runs}.")
         saved = {n: path for n, path in existing.items() if newest_checkpoint(path / "checkpoints")}
-        chosen = (saved or existing)[max(saved or existing)]
-    elif not existing or world_size > 1:
-        chosen = Path(runs) / name
-        if chosen in existing.values() and rank == 0:
-            raise ValueError(
-                f"{chosen} holds a run already: give another --name, or continue it with --ckpt_path last."
-            )
-    else:
-        chosen = Path(runs) / f"{name}@{max(existing) + 1}"
-    if world_size == 1:
-        os.environ[RUN_DIR] = str(chosen)
+        return (saved or existing)[max(saved or existing)]
+    if existing and world_size == 1:
+        return runs / f"{name}@{max(existing) + 1}"
+    chosen = runs / name
+    if chosen in existing.values() and rank == 0:
+        raise ValueError(f"{chosen} holds a run already: give another --name, or continue it with --ckpt_path last.")
     return chosen
+
+
+def _pass_on(chosen: Path) -> None:
+    """Pass the choice on to the processes that Lightning starts."""
+    if _outside_launcher()[1] == 1:
+        os.environ[RUN_DIR] = str(chosen)
 
 
 def _outside_launcher() -> tuple[int, int]:

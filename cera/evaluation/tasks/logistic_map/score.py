@@ -24,7 +24,7 @@ class TrajectoryScore:
         judged: Number of leading steps whose tolerance is small enough to judge them.
         stated: Number of values that the answer states, at most ``steps``.
         correct: Number of judged steps on the true trajectory before the first that is wrong or missing.
-        consistent: Number of steps, of all ``steps``, that follow from the answer's own previous value.
+        consistent: Number of steps, of all ``steps``, that follow from the answer's own previous value, to rounding.
         collapsed: Whether a value is repeated three times in a row where neither the map nor the truth repeats it.
     """
 
@@ -134,9 +134,14 @@ def _leading(conditions: Iterable[bool]) -> int:
 
 
 def _follows(values: Sequence[float], r: float, x0: float, decimals: int) -> list[bool]:
-    """Return whether each value is the map of the previous one, to rounding."""
+    """Return whether each value is the map of the previous one, to the rounding of both.
+
+    The model may go on with the rounded value, as the question asks, or with the value before rounding.
+    """
     previous = [x0, *values][: len(values)]
+    half = half_unit(decimals)
+    errors = [0.0] + [half] * (len(values) - 1)  # x0 is not rounded
     return [
-        abs(value - logistic_map(r, x)) <= half_unit(decimals) + SLACK
-        for x, value in zip(previous, values, strict=True)
+        abs(value - logistic_map(r, x)) <= r * error * (abs(1 - 2 * x) + error) + half + SLACK
+        for x, error, value in zip(previous, errors, values, strict=False)
     ]

@@ -65,7 +65,7 @@ class LogisticMap(Task):
     def score(self, text: str, problem: Problem) -> Score:
         """Parse the stated values and judge them; the details of the record have the problem, the values and counts."""
         settings = LogisticMapProblem(**problem.details)
-        values = parse(text)
+        values = parse(text, settings.x0)
         result = score(values, settings.r, settings.x0, settings.decimals, settings.steps)
         return Score(
             correct=result.all_right,

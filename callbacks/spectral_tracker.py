@@ -14,7 +14,7 @@ from cera.runs.files import replacing
 from cera.runs.loggers import log_now
 from cera.spectral.aggregate import metrics
 from cera.spectral.files import Quantity, Spectra, spectra_files
-from cera.spectral.recorder import SpectrumRecorder, batch_mask
+from cera.spectral.recorder import NotRecordableError, SpectrumRecorder, batch_mask, describe_unmeasured
 
 
 class SpectralTracker(Callback):
@@ -28,14 +28,16 @@ class SpectralTracker(Callback):
     ``cera.spectral.aggregate.metrics``. ``spectra/cost`` is the tracker's share of the run's time so far. The singular
     values are written to ``spectra/step=N.safetensors`` in the trainer's ``default_root_dir``.
 
-    If activations are NaN or infinite, a warning names the layer, nothing is logged, and training continues.
+    If activations are NaN or infinite, or an adapter is merged or disabled, a warning says so, nothing is logged, and
+    training continues. Layers without a row for each token are named in a warning and left out.
 
     Args:
         batches: Number of validation batches to measure at each validation, per rank.
         quantities: Which matrices H (see ``cera.spectral``): ``update``, ``latent``, ``weight``. A quantity that an
             adapter does not have (DoRA a latent, CeRA a weight) is left out.
-        every_n_steps: Measure the batches of every n-th training step instead. The model is then in training mode, so
-            the effect of LoRA's dropout on the layer's input is in its spectrum; CeRA's latent is read before dropout.
+        every_n_steps: Measure the forward passes of every n-th training step instead, with the weights that these read.
+            The model is then in training mode, so the effect of LoRA's dropout on the layer's input is in its spectrum;
+            CeRA's latent is read before dropout.
 
     Attributes:
         history: Spectra by step, on the first rank: those of this process, and after a resume those before it.
@@ -150,10 +152,16 @@ class SpectralTracker(Callback):
 
     def _reset(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_step = trainer.global_step
-        recorder = SpectrumRecorder(pl_module, self.quantities)
+        self._recorder = None
+        try:
+            recorder = SpectrumRecorder(pl_module, self.quantities, _gather_partitioned)
+        except NotRecordableError as error:
+            rank_zero_warn(f"SpectralTracker measures nothing: {error}")
+            return
         if not recorder.branches:
             rank_zero_warn(f"SpectralTracker measures nothing: {type(pl_module).__name__} holds no PEFT adapter.")
-        self._recorder = recorder if recorder.branches else None
+            return
+        self._recorder = recorder
 
     def _detach(self) -> None:
         if self._recorder is not None:
@@ -171,7 +179,9 @@ class SpectralTracker(Callback):
             )
             return {}
         recorder.all_reduce()
-        spectra = recorder.spectra(trainer.global_step, _gather_partitioned)
+        if recorder.unmeasured:
+            rank_zero_warn(f"Step {trainer.global_step}: {describe_unmeasured(recorder.unmeasured)}")
+        spectra = recorder.spectra(trainer.global_step)
         if trainer.is_global_zero and trainer.state.fn == "fit":  # `validate` leaves the run's spectra as they are
             self.history[spectra.step] = spectra
             _write(spectra, Path(trainer.default_root_dir) / "spectra")

@@ -20,6 +20,7 @@ def fit(
     ckpt_path: Path | None = None,
     adapter: PeftConfig | None = None,
     learning_rate: float = 0.01,
+    warmup: float = 0.03,
     gradient_checkpointing: bool = False,
     compile_layers: bool = False,
     batch_size: int = 2,
@@ -31,7 +32,11 @@ def fit(
     """
     torch.manual_seed(0)
     adapter = adapter or cera.CeraConfig(r=8, dropout=0.1)
-    fit_options = {"gradient_checkpointing": gradient_checkpointing, "compile_layers": compile_layers}
+    fit_options = {
+        "warmup": warmup,
+        "gradient_checkpointing": gradient_checkpointing,
+        "compile_layers": compile_layers,
+    }
     module = CausalLM(base, adapter, learning_rate, **fit_options)
     data = ChatData(ReasoningGymWordProblems(size=60), base, validation_rows=8, max_length=192, batch_size=batch_size)
     settings = {

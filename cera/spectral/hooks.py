@@ -1,41 +1,50 @@
 """Hooks that read the activations of an adapter in a PEFT model.
 
-``find_branches`` returns a ``Branch`` for each adapted layer. Its ``attach`` hooks the layer's activations, and its
-``spectra`` turns what an accumulator has seen of them into singular values:
+``find_branches`` returns a ``Branch`` for each adapted layer. Its ``attach`` hooks the layer, and its ``spectra`` turns
+what an accumulator has seen into singular values:
 
     for branch in find_branches(model):
         accumulator = SpectrumAccumulator(branch.name)
+        weights = branch.read_weights()
         handles = branch.attach(accumulator.update)
 
-Which activations a branch reads depends on the method:
+Everything is computed in high precision from the input that the layer, or its up-projection, had in the forward pass;
+what the layer computed in bf16 is not used. Which activations a branch passes on depends on its form:
 
-- For the adapters of this package and for LoRA and AdaLoRA they are the latent, the input of the down-projection. The
-  update follows from it and the weight of that projection. If the projection has a bias (Houlsby), a column of ones is
-  appended to the latent.
-- DoRA has no latent of width r. Its update is ``(m / ||W0 + s B A|| - 1) W0 x + m / ||W0 + s B A|| s B A x``, the
-  output of PEFT's DoRA layer.
-- For all other methods they are the update itself, as the layer's output minus that of its base layer. In bf16 it
-  carries the rounding of that sum.
+- Where the update is ``s * W_down(latent)``, they are the latent: for the adapters of this package, and for LoRA and
+  AdaLoRA in PEFT's own linear layers. If ``W_down`` has a bias (Houlsby), a column of ones is appended. This is the
+  fast route. It is taken only for the classes of layers and the settings whose formula is known.
+- All other layers (LoRA with a bias or a variant such as DoRA, any other method, subclasses) take the exact route:
+  they are the update itself; see ``cera.spectral.exact``.
+
+The weights that turn latents into the update must be those of the forward pass: ``read_weights`` is called before it.
 
 Adapters of fused experts (``target_parameters``) are left out: each expert's branch sees only the tokens that are
-routed to it, so the layer has no single matrix H, and LoRA adds to the expert's weight and has no activations.
+routed to it, so the layer has no single matrix H, and LoRA adds to the expert's weight and has no activations. Trained
+tokens (``trainable_token_indices``) are rows of an embedding and no adapter.
 
 A PiSSA adapter starts with the principal part of the weight in its B A: what is measured is the update of the adapter,
 not the change of the layer since the start.
 """
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from peft.tuners import lora
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from cera.adapters import BranchLayer, CeraExperts
+from cera.adapters import BranchLayer, CeraExperts, CeraLayer
+from cera.adapters.module_layer import ModuleLayer
 from cera.spectral.accumulator import SpectrumAccumulator
+from cera.spectral.exact import GatherWeight, exact_update, isolated, unpartitioned
 from cera.spectral.files import Quantity
 from cera.spectral.layer_names import base_name
 from cera.spectral.measures import weight_spectrum
@@ -43,19 +52,39 @@ from cera.spectral.measures import weight_spectrum
 ActivationSink = Callable[[Tensor], None]
 """Receives the activations (..., k) of a layer at each forward pass."""
 
-AttachHook = Callable[[ActivationSink], list[RemovableHandle]]
-"""Registers a sink with a layer and returns the handles that remove it."""
+ComputeActivations = Callable[[Any, dict[str, Any]], Tensor | None]
+"""Maps positional and keyword arguments of a module to the activations (..., k), or to ``None`` if there are none."""
 
-GatherWeight = Callable[[Tensor], Tensor]
-"""Returns a weight in full that may be partitioned over ranks (ZeRO-3)."""
+QUANTIZED_LORA = tuple(
+    f"peft.tuners.lora.{name}" for name in ("bnb", "gptq", "awq", "aqlm", "eetq", "hqq", "inc", "torchao")
+)
+"""Modules of PEFT whose layers compute LoRA as its plain linear layer does, beside a quantized base."""
+
+ADALORA_LAYERS = (
+    "peft.tuners.adalora.layer.SVDLinear",
+    "peft.tuners.adalora.bnb.SVDLinear8bitLt",
+    "peft.tuners.adalora.bnb.SVDLinear4bit",
+    "peft.tuners.adalora.gptq.SVDQuantLinear",
+)
+"""Classes of PEFT that compute AdaLoRA in linear layers; not all can be imported everywhere."""
 
 ADALORA_EPSILON = 1e-5
 """Constant that AdaLoRA adds to the number of ranks before it divides by it."""
 
 
-def unpartitioned(weight: Tensor) -> Tensor:
-    """Return ``weight``, which is not partitioned, as it is."""
-    return weight
+@dataclass(frozen=True)
+class BranchWeights:
+    """What turns the latents of one layer into its update, at one moment.
+
+    Attributes:
+        projection: (min(d, k), k) fp64 with the singular values and right singular vectors of ``s * W_down``.
+        r: Width of the latent, which is k without the column of ones.
+        product: Singular values of the weight of the update (min(d, r, in),); ``None`` for a non-linear adapter.
+    """
+
+    projection: Tensor
+    r: int
+    product: Tensor | None
 
 
 @dataclass
@@ -64,94 +93,146 @@ class Branch:
 
     Attributes:
         name: Name of the layer in the base model.
-        attach: Registers a function that receives the layer's activations.
+        layer: The adapted layer.
+        module: The module whose input is read.
+        activations: Computes the activations from that input.
         rank: The adapter's r in this layer; ``None`` if it has none.
         down: ``W_down`` (d, r) if the activations are the latent; ``None`` if they are the update itself.
         bias: Bias of ``W_down`` (d,), if it has one; the activations then end with a column of ones.
         up: For linear adapters ``W_up`` (r, in), so that ``scaling * down @ up`` is the weight of the update.
         diagonal: AdaLoRA's E (r, 1), which scales the rows of ``up``.
         scaling: Factor ``s`` on the update; 1 if the activations include it.
+        seconds: Time spent on computing activations.
     """
 
     name: str
-    attach: AttachHook
+    layer: BaseTunerLayer
+    module: nn.Module
+    activations: ComputeActivations
     rank: int | None = None
     down: Tensor | None = None
     bias: Tensor | None = None
     up: Tensor | None = None
     diagonal: Tensor | None = None
     scaling: float = 1.0
+    seconds: float = 0.0
+
+    def attach(self, sink: ActivationSink) -> list[RemovableHandle]:
+        """Let ``sink`` receive the activations of every forward pass, and return the handles that end it."""
+
+        def receive(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            start = time.perf_counter()
+            with isolated(_device(args, kwargs)):
+                activations = self.activations(args, kwargs)
+            self.seconds += time.perf_counter() - start
+            if activations is not None:
+                sink(activations)
+
+        return [self.module.register_forward_pre_hook(receive, with_kwargs=True)]
+
+    def read_weights(self, gather: GatherWeight = unpartitioned) -> BranchWeights | None:
+        """Return the weights of this moment; ``None`` if the activations are the update itself.
+
+        Args:
+            gather: Called with each weight that is read.
+        """
+        if self.down is None:
+            return None
+        down = gather(self.down).detach().double() * self.scaling
+        full = down
+        if self.bias is not None:
+            full = torch.cat([down, gather(self.bias).detach().double()[:, None] * self.scaling], dim=1)
+        product = None
+        if self.up is not None:
+            up = gather(self.up).detach().double()
+            product = weight_spectrum(down, up if self.diagonal is None else up * gather(self.diagonal).detach())
+        return BranchWeights(torch.linalg.qr(full, mode="r").R, down.shape[1], product)
 
     def spectra(
         self,
         accumulator: SpectrumAccumulator,
         quantities: Collection[Quantity],
-        gather: GatherWeight = unpartitioned,
+        weights: BranchWeights | None = None,
     ) -> dict[Quantity, Tensor]:
         """Return the singular values (k,) of each of ``quantities`` that the branch has.
 
         Args:
             accumulator: Has received the branch's activations.
             quantities: Any of ``update``, ``latent`` and ``weight``.
-            gather: Called with each weight that is read.
+            weights: As ``read_weights`` returned them for these activations; by default they are read now.
         """
+        weights = weights or self.read_weights()
         spectra: dict[Quantity, Tensor] = {}
-        down = None if self.down is None else gather(self.down)
-        if "update" in quantities:
-            projection = down if down is None or self.bias is None else _append_column(down, gather(self.bias))
-            spectra["update"] = accumulator.singular_values(projection, self.scaling)
-        if "latent" in quantities and down is not None:
-            r = down.shape[1]
-            without_ones = None if self.bias is None else torch.eye(r, r + 1)
+        if "update" in quantities and accumulator.rows:
+            spectra["update"] = accumulator.singular_values(None if weights is None else weights.projection)
+        if "latent" in quantities and accumulator.rows and weights is not None:
+            without_ones = None if self.bias is None else torch.eye(weights.r, weights.r + 1)
             spectra["latent"] = accumulator.singular_values(without_ones)
-        if "weight" in quantities and down is not None and self.up is not None:
-            up = gather(self.up) if self.diagonal is None else gather(self.up) * gather(self.diagonal)
-            spectra["weight"] = weight_spectrum(down, up, self.scaling)
+        if "weight" in quantities and weights is not None and weights.product is not None:
+            spectra["weight"] = weights.product
         return spectra
 
 
-def find_branches(model: nn.Module, adapter: str = "default") -> list[Branch]:
-    """Return the branches of ``adapter`` in the order of the model's modules, without those of fused experts."""
+def find_branches(model: nn.Module, adapter: str = "default", gather: GatherWeight = unpartitioned) -> list[Branch]:
+    """Return the branches of ``adapter`` in the order of the model's modules, without those of fused experts.
+
+    Args:
+        model: Holds layers of a PEFT method.
+        adapter: Name of the adapter.
+        gather: Called with each weight that is read in a forward pass.
+    """
     return [
-        _branch(base_name(name), layer, adapter)
+        _branch(base_name(name), layer, adapter, gather)
         for name, layer in model.named_modules()
         if isinstance(layer, BaseTunerLayer)
-        and not isinstance(layer, CeraExperts | ParamWrapper)
+        and not isinstance(layer, CeraExperts | ParamWrapper | TrainableTokensLayer)
         and adapter in layer._get_available_adapters()
     ]
 
 
-def _branch(name: str, layer: Any, adapter: str) -> Branch:
-    rank = layer.r.get(adapter) if isinstance(getattr(layer, "r", None), dict) else None
-    if isinstance(layer, BranchLayer):
-        if adapter in layer.branch_magnitude:  # the hybrid with DoRA
-            return Branch(name, lambda sink: _attach_to_difference(layer, sink), rank)
+def is_off(layer: BaseTunerLayer, adapter: str) -> bool:
+    """Return whether a layer's forward pass leaves its adapter out: merged, disabled or not active."""
+    return layer.merged or layer.disable_adapters or adapter not in layer.active_adapters
+
+
+def _branch(name: str, layer: Any, adapter: str, gather: GatherWeight) -> Branch:
+    if type(layer) in (CeraLayer, ModuleLayer) and adapter not in layer.branch_magnitude:
         return _cera_branch(name, layer, adapter)
-    if adapter in getattr(layer, "lora_E", {}):
+    if f"{type(layer).__module__}.{type(layer).__qualname__}" in ADALORA_LAYERS and adapter in layer.lora_E:
         return _adalora_branch(name, layer, adapter)
-    if adapter in getattr(layer, "lora_magnitude_vector", {}):
-        return Branch(name, lambda sink: [_attach_to_output(layer.lora_magnitude_vector[adapter], sink)], rank)
-    if adapter in getattr(layer, "lora_B", {}) and adapter not in layer.lora_variant:
-        down = layer.lora_B[adapter]
-        if isinstance(down, nn.Linear):
-            return _lora_branch(name, layer, adapter, rank, down)
-    return Branch(name, lambda sink: _attach_to_difference(layer, sink), rank)
+    rank = layer.r.get(adapter) if isinstance(getattr(layer, "r", None), dict) else None
+    if _is_plain_lora(layer, adapter):
+        return _lora_branch(name, layer, adapter, rank)
+
+    def update(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+        return None if is_off(layer, adapter) else exact_update(layer, adapter, args, kwargs, gather)
+
+    return Branch(name, layer, layer, update, rank)
+
+
+def _is_plain_lora(layer: Any, adapter: str) -> bool:
+    """Return whether the update is ``s B A x``: a class whose formula is known, without a variant or a bias."""
+    known = type(layer) is lora.Linear or type(layer).__module__ in QUANTIZED_LORA
+    if not known or adapter in layer.lora_variant:
+        return False
+    projections = (layer.lora_A[adapter], layer.lora_B[adapter])
+    return all(type(linear) is nn.Linear and linear.bias is None for linear in projections)
 
 
 def _cera_branch(name: str, layer: BranchLayer, adapter: str) -> Branch:
     activation = layer.branch_activation[adapter]
     up, down = (cast(nn.Linear, part[adapter]) for part in (layer.branch_up, layer.branch_down))
 
-    def attach(sink: ActivationSink) -> list[RemovableHandle]:
-        def receive(latent: Tensor) -> None:
-            sink(latent if down.bias is None else _append_column(latent, torch.ones_like(latent[..., 0])))
-
-        # The activation comes before dropout, so the latent is complete in training mode, too.
-        return [_attach_to_output(activation, receive)]
+    def latent(args: Any, kwargs: dict[str, Any]) -> Tensor:  # before dropout, so complete in training mode, too
+        bias = None if up.bias is None else up.bias.double()
+        values = activation(F.linear(args[0].double(), up.weight.double(), bias))
+        return values if down.bias is None else torch.cat([values, torch.ones_like(values[..., :1])], dim=-1)
 
     return Branch(
         name,
-        attach,
+        layer,
+        up,
+        latent,
         layer.r[adapter],
         down.weight,
         down.bias,
@@ -160,13 +241,16 @@ def _cera_branch(name: str, layer: BranchLayer, adapter: str) -> Branch:
     )
 
 
-def _lora_branch(name: str, layer: Any, adapter: str, rank: int | None, down: nn.Linear) -> Branch:
+def _lora_branch(name: str, layer: Any, adapter: str, rank: int | None) -> Branch:
+    up, down = layer.lora_A[adapter], layer.lora_B[adapter]
     return Branch(
         name,
-        lambda sink: [down.register_forward_pre_hook(lambda _, args: sink(args[0]))],
+        layer,
+        up,
+        lambda args, kwargs: F.linear(args[0].double(), up.weight.double()),  # after dropout, which is on x
         rank,
         down.weight,
-        up=layer.lora_A[adapter].weight,
+        up=up.weight,
         scaling=layer.scaling[adapter],
     )
 
@@ -174,12 +258,15 @@ def _lora_branch(name: str, layer: Any, adapter: str, rank: int | None, down: nn
 def _adalora_branch(name: str, layer: Any, adapter: str) -> Branch:
     up, diagonal, down = (getattr(layer, f"lora_{letter}")[adapter] for letter in "AEB")
 
-    def latent(x: Tensor) -> Tensor:
-        return x.to(up.dtype) @ (up * diagonal).T
+    def latent(args: Any, kwargs: dict[str, Any]) -> Tensor:
+        x = layer.lora_dropout[adapter].forward(args[0])
+        return F.linear(x.double(), up.double() * diagonal)
 
     return Branch(
         name,
-        lambda sink: [layer.base_layer.register_forward_pre_hook(lambda _, args: sink(latent(args[0])))],
+        layer,
+        layer.lora_dropout[adapter],
+        latent,
         int(up.shape[0]),
         down,
         None,
@@ -189,20 +276,5 @@ def _adalora_branch(name: str, layer: Any, adapter: str) -> Branch:
     )
 
 
-def _attach_to_output(module: nn.Module, sink: ActivationSink) -> RemovableHandle:
-    return module.register_forward_hook(lambda _, args, output: sink(output))
-
-
-def _attach_to_difference(layer: Any, sink: ActivationSink) -> list[RemovableHandle]:
-    """Attach ``sink`` to the layer's output minus its base layer's."""
-    base_outputs: list[Tensor] = []
-    return [
-        # The copy is needed because some methods add their update to the base's output in place.
-        _attach_to_output(layer.base_layer, lambda output: base_outputs.append(output.detach().clone())),
-        _attach_to_output(layer, lambda output: sink(output.detach().float() - base_outputs.pop().float())),
-    ]
-
-
-def _append_column(matrix: Tensor, column: Tensor) -> Tensor:
-    """Return ``matrix`` (..., k) with ``column`` (...) appended, (..., k + 1)."""
-    return torch.cat([matrix, column[..., None]], dim=-1)
+def _device(args: Any, kwargs: dict[str, Any]) -> torch.device:
+    return next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

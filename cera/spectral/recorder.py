@@ -9,6 +9,7 @@
 """
 
 import time
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,12 +17,18 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from cera.spectral.accumulator import NonFiniteError, SpectrumAccumulator
+from cera.spectral.exact import GatherWeight, unpartitioned
 from cera.spectral.files import LayerSpectra, Quantity, Spectra
-from cera.spectral.hooks import GatherWeight, find_branches, unpartitioned
+from cera.spectral.hooks import BranchWeights, find_branches, is_off
+
+
+class NotRecordableError(ValueError):
+    """The model has no adapter whose update a forward pass computes: it is merged or disabled, or one of several."""
 
 
 class SpectrumRecorder:
@@ -31,36 +38,73 @@ class SpectrumRecorder:
         model: A PEFT model, or a module that holds one anywhere in it. Its active adapter is recorded.
         quantities: Any of ``update``, ``latent`` and ``weight``. A quantity that the adapter does not have (DoRA a
             latent, CeRA a weight) is left out.
+        gather: Returns a weight in full that is partitioned over ranks.
 
     Attributes:
         branches: The adapted layers; empty if the model has no adapter.
         accumulators: What was seen of each layer, by its name.
         errors: For each layer with NaN or infinite activations the error that names it, in order of occurrence.
-        seconds: Time spent on accumulating.
+
+    Raises:
+        NotRecordableError: The adapter is merged or disabled, or several are active.
     """
 
-    def __init__(self, model: nn.Module, quantities: Collection[Quantity]) -> None:
+    def __init__(
+        self, model: nn.Module, quantities: Collection[Quantity], gather: GatherWeight = unpartitioned
+    ) -> None:
         self.quantities = quantities
+        self._gather = gather
         peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
-        if peft_model is None:  # layers of an adapter may be injected into a model without PEFT's wrapper
-            self.branches = find_branches(model)
-        else:
-            self.branches = find_branches(peft_model, _active_adapter(peft_model))
+        # layers of an adapter may be injected into a model without PEFT's wrapper
+        adapter = "default" if peft_model is None else _active_adapter(peft_model)
+        self.branches = find_branches(peft_model or model, adapter, gather)
+        if self.branches and all(is_off(branch.layer, adapter) for branch in self.branches):
+            raise NotRecordableError(
+                f"the adapter {adapter!r} is merged into the base, or disabled: no forward pass computes its update. "
+                "Call unmerge_adapter() or enable it first."
+            )
         self.accumulators = {branch.name: SpectrumAccumulator(branch.name) for branch in self.branches}
         self.errors: dict[str, NonFiniteError] = {}
-        self.seconds = 0.0
+        self._accumulating = 0.0  # seconds
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of activations without a row for each token
+        self._weights: dict[str, BranchWeights | None] = {}
         self._mask: Tensor | None = None
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on computing and accumulating activations."""
+        return self._accumulating + sum(branch.seconds for branch in self.branches)
+
+    @property
+    def unmeasured(self) -> dict[str, str]:
+        """The layers of which nothing was recorded, and the reason, by name."""
+        return {
+            name: (
+                f"its activations {self._shapes[name]} have no row for each token"
+                if name in self._shapes
+                else "its adapter was never run"
+            )
+            for name, accumulator in self.accumulators.items()
+            if not accumulator.rows
+        }
 
     def attach(self, mask: Tensor | None = None) -> None:
         """Record the following forward passes, until ``detach``.
 
+        The weights of the adapter are read at the first call. They must not change until all is recorded, as the
+        spectra are of one adapter.
+
         Args:
             mask: (batch, length) bool; False leaves a position out (padding).
         """
+        start = time.perf_counter()
         self._mask = mask
         for branch in self.branches:
+            if branch.name not in self._weights:
+                self._weights[branch.name] = branch.read_weights(self._gather)
             self._handles += branch.attach(partial(self._receive, branch.name))
+        self._accumulating += time.perf_counter() - start
 
     def detach(self) -> None:
         """Remove all hooks from the model."""
@@ -82,27 +126,32 @@ class SpectrumRecorder:
         for branch in self.branches:
             self.accumulators[branch.name].all_reduce()
 
-    def spectra(self, step: int, gather: GatherWeight = unpartitioned) -> Spectra:
-        """Return the spectra of all that was recorded.
+    def spectra(self, step: int) -> Spectra:
+        """Return the spectra of all that was recorded; the layers in ``unmeasured`` are left out.
 
         Args:
-            step: Number of optimizer steps done.
-            gather: Returns a weight in full that is partitioned over ranks.
+            step: Number of the optimizer step.
         """
         values: dict[str, LayerSpectra] = {str(quantity): {} for quantity in self.quantities}
         for branch in self.branches:
-            spectra = branch.spectra(self.accumulators[branch.name], self.quantities, gather)
-            for quantity, sigma in spectra.items():
+            accumulator, weights = self.accumulators[branch.name], self._weights.get(branch.name)
+            for quantity, sigma in branch.spectra(accumulator, self.quantities, weights).items():
                 values[quantity][branch.name] = sigma.cpu()
         return Spectra(step, values, {branch.name: branch.rank for branch in self.branches if branch.rank})
 
     def _receive(self, name: str, activations: Tensor) -> None:
         start = time.perf_counter()
+        mask, positions = self._mask, activations.shape[:-1]
+        if mask is not None and positions == (mask.numel(),):
+            mask = mask.flatten()  # the layer sees the batch's positions one after the other
+        if mask is not None and positions != mask.shape:
+            self._shapes[name] = tuple(activations.shape)
+            return
         try:
-            self.accumulators[name].update(activations, self._mask)
+            self.accumulators[name].update(activations, mask)
         except NonFiniteError as error:
             self.errors.setdefault(name, error)
-        self.seconds += time.perf_counter() - start
+        self._accumulating += time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -116,17 +165,30 @@ def measure(model: nn.Module, batches: Iterable[Mapping[str, Any]], quantities: 
 
     Raises:
         NonFiniteError: A layer's activations are NaN or infinite.
+        NotRecordableError: The adapter is merged or disabled, several are active, or no layer has a row for each token.
     """
     model.eval()
     recorder = SpectrumRecorder(model, quantities)
     device = next(model.parameters()).device
+    options = {} if _adapts_head(model) else {"logits_to_keep": 1}
     for batch in batches:
         ids, positions, mask = (batch[key].to(device) for key in ("input_ids", "position_ids", "tokens"))
         with recorder.attached(mask):
-            model(input_ids=ids, position_ids=positions, logits_to_keep=1)
+            model(input_ids=ids, position_ids=positions, **options)
         if recorder.errors:
             raise next(iter(recorder.errors.values()))
+    if recorder.branches and len(recorder.unmeasured) == len(recorder.branches):
+        name, reason = next(iter(recorder.unmeasured.items()))
+        raise NotRecordableError(f"no layer can be measured, such as {name}: {reason}.")
+    if recorder.unmeasured:
+        warnings.warn(describe_unmeasured(recorder.unmeasured), stacklevel=2)
     return recorder.spectra(step=0)
+
+
+def describe_unmeasured(unmeasured: Mapping[str, str]) -> str:
+    """Return a sentence that names layers without spectra and the reason."""
+    first, *others = (f"{name} ({reason})" for name, reason in unmeasured.items())
+    return f"No spectra of {first}" + (f" and {len(others)} other layers." if others else ".")
 
 
 def batch_mask(batch: Any) -> Tensor | None:
@@ -144,5 +206,12 @@ def batch_mask(batch: Any) -> Tensor | None:
 
 
 def _active_adapter(model: PeftModel) -> str:
-    active = model.active_adapter
-    return active if isinstance(active, str) else active[0]
+    names = model.active_adapters
+    if len(names) != 1:
+        raise NotRecordableError(f"exactly one adapter must be active to be measured, got {names}.")
+    return names[0]
+
+
+def _adapts_head(model: Any) -> bool:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return isinstance(head, BaseTunerLayer)

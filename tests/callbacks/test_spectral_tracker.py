@@ -6,7 +6,7 @@ import pytest
 import torch
 from fitting import fit
 from lightning import Callback
-from peft import LoHaConfig, LoraConfig
+from peft import AdaLoraConfig, LoHaConfig, LoraConfig
 
 import cera
 from cera.callbacks import SpectralTracker
@@ -96,6 +96,113 @@ def test_every_n_training_steps(tiny_llama, tmp_path):
     assert all(
         200 < rows <= 2 * 2 * 192 for layer_rows in seen for rows in layer_rows
     )  # two micro-batches of two packs, once
+
+
+class StepsSeen(Callback):
+    """Keeps the trained weights and the micro-batches of every optimizer step, as its forward passes read them."""
+
+    def __init__(self):
+        self.weights, self.batches = {}, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        step = trainer.global_step + 1
+        self.weights[step] = {name: p.detach().clone() for name, p in pl_module.trainable().items()}
+        self.batches.setdefault(step, []).append(batch)
+
+
+def true_update(made, seen, step, layer_name):
+    """The layer's output minus its base's in fp32, with the weights and on the micro-batches of one step."""
+    with torch.no_grad():
+        for name, parameter in made.trainable().items():
+            parameter.copy_(seen.weights[step][name])
+    layer = made.model.get_submodule(f"base_model.model.{layer_name}")
+    outputs = {}
+    handles = [
+        layer.base_layer.register_forward_hook(lambda _, args, output: outputs.update(base=output.clone())),
+        layer.register_forward_hook(lambda _, args, output: outputs.update(all=output)),
+    ]
+    rows = []
+    for batch in seen.batches[step]:
+        with torch.no_grad():
+            made.model(batch["input_ids"], position_ids=batch["position_ids"])
+        rows.append((outputs["all"] - outputs["base"])[batch["tokens"]].double())
+    for handle in handles:
+        handle.remove()
+    return np.linalg.svd(torch.cat(rows).numpy(), compute_uv=False)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        cera.CeraConfig(r=8, scaling=0.5),
+        LoraConfig(r=8),
+        LoraConfig(r=8, use_dora=True),
+        AdaLoraConfig(init_r=8, target_r=4, total_step=4, target_modules=["q_proj", "v_proj"]),
+        LoHaConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    ],
+    ids=["cera", "lora", "dora", "adalora", "loha"],
+)
+def test_every_step_is_measured_with_the_weights_that_its_forward_read(tiny_llama, tmp_path, adapter):
+    """The learning rate of the first step is 0, so W_down is still zero in the forward of the second."""
+    adapter.lora_dropout = adapter.dropout = 0.0
+    seen = StepsSeen()
+    tracker = SpectralTracker(every_n_steps=1)
+    made, _, _ = fit(tiny_llama, tmp_path, [seen, tracker], adapter=adapter, accumulate_grad_batches=2, warmup=0.5)
+    assert list(tracker.history) == [1, 2, 3, 4]
+    made.model.eval()
+    layer_name = "model.layers.1.self_attn.q_proj"
+    for step, spectra in tracker.history.items():
+        measured = spectra.values["update"][layer_name].numpy()
+        expected = true_update(made, seen, step, layer_name)[: len(measured)]
+        if step <= 2:
+            assert effective_rank(torch.tensor(measured)) == 0
+            assert not expected.any()
+        np.testing.assert_allclose(measured, expected, rtol=1e-3, atol=5e-4 * expected[0])
+    earlier, later = (true_update(made, seen, step, layer_name)[0] for step in (3, 4))
+    assert later != pytest.approx(earlier, rel=0.05)  # the weights before the step and after it do make a difference
+
+
+def test_validations_are_measured_with_the_weights_that_they_read(tiny_llama, tmp_path):
+    """Another callback may exchange the weights for the validation, as Lightning's WeightAveraging does."""
+
+    class Exchange(Callback):
+        def on_validation_epoch_start(self, trainer, pl_module):
+            self.saved = {name: p.detach().clone() for name, p in pl_module.trainable().items()}
+            for parameter in pl_module.trainable().values():
+                parameter.data.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            for name, parameter in pl_module.trainable().items():
+                parameter.data.copy_(self.saved[name])
+
+    tracker = SpectralTracker()
+    fit(tiny_llama, tmp_path, [Exchange(), tracker], adapter=LoraConfig(r=8))
+    layer_name = "model.layers.0.self_attn.q_proj"
+    first, second = (spectra.values["update"][layer_name] for spectra in tracker.history.values())
+    assert torch.equal(first, second)  # the same weights on the same input, whatever was trained in between
+
+
+def test_an_adapted_head_that_reads_labelled_positions_only_is_named(tiny_llama, tmp_path):
+    adapter, tracker = LoraConfig(r=4, target_modules=["q_proj", "lm_head"]), SpectralTracker()
+    with pytest.warns(
+        UserWarning, match=r"Step 4: No spectra of lm_head \(its activations .* have no row for each token"
+    ):
+        fit(tiny_llama, tmp_path, [tracker], adapter=adapter)
+    assert list(tracker.history[4].values["update"]) == [f"model.layers.{i}.self_attn.q_proj" for i in range(4)]
+
+
+def test_a_merged_adapter_is_said_and_has_no_spectra(tiny_llama, tmp_path):
+    class Merge(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            pl_module.model.merge_adapter()
+
+        def on_validation_end(self, trainer, pl_module):
+            pl_module.model.unmerge_adapter()
+
+    tracker = SpectralTracker()
+    with pytest.warns(UserWarning, match="SpectralTracker measures nothing: the adapter 'default' is merged"):
+        fit(tiny_llama, tmp_path, [Merge(), tracker], adapter=LoraConfig(r=8))
+    assert not tracker.history
 
 
 def test_the_cost_is_logged(tiny_llama, tmp_path):

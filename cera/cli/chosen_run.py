@@ -3,28 +3,31 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from cera.cli.errors import UsageError
+from cera.cli.same_run import check_same_run
 from cera.runs.checkpoints import CheckpointError, newest_checkpoint, step_of
 from cera.runs.directory import choose, reserve
 from cera.runs.lock import DirectoryLock
 
 
 class ChosenRun(NamedTuple):
-    """The run directory of a command.
+    """The run directory of a command, and the run that it goes on from.
 
     Attributes:
-        directory: The directory.
-        resume_from: Step that the run resumes from; ``None`` if it does not resume.
+        directory: Where the command writes.
+        resume_from: The step that a run resumes from in its own directory; ``None`` if it does not resume.
+        earlier: The run whose checkpoint the command takes, or that starts again; ``None`` for a new run.
         lock: The lock on the directory that a fit holds.
     """
 
     directory: Path
-    resume_from: int | None
+    resume_from: int | None = None
+    earlier: Path | None = None
     lock: DirectoryLock | None = None
 
     def release(self) -> None:
@@ -33,7 +36,7 @@ class ChosenRun(NamedTuple):
             self.lock.release()
 
 
-def choose_run(config: Namespace, subcommand: str) -> ChosenRun:
+def choose_run(config: Namespace, subcommand: str, settings: dict[str, Any]) -> ChosenRun:
     """Choose the run directory, and write it and the path of the checkpoint into the configuration.
 
     ``fit`` makes a new run, or resumes one with ``ckpt_path``. The other subcommands take a checkpoint of a run that
@@ -42,34 +45,40 @@ def choose_run(config: Namespace, subcommand: str) -> ChosenRun:
     Args:
         config: Parsed configuration of the subcommand; ``ckpt_path`` may be ``last``.
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        settings: The configuration as plain data, which is held against that of the run that the command goes on from.
 
     Raises:
         CheckpointError: There is no such checkpoint, or nothing to resume.
-        UsageError: The name of the run is not valid, or another process writes to the directory.
+        UsageError: The name of the run is not valid, another process writes to the directory, or the settings are of
+            another run.
     """
     given = None if config.ckpt_path in (None, "last") else Path(config.ckpt_path)
     if given is not None and not given.exists():
         raise CheckpointError(f"ckpt_path must be `last` or a checkpoint; there is none at {given}.")
-    run = _fitted_run(config) if subcommand == "fit" else _measured_run(config, subcommand, given)
+    if given is not None:
+        check_same_run(_run_of(given), settings, subcommand)
+    run = _fitted_run(config, given) if subcommand == "fit" else _measured_run(config, subcommand, given)
+    if given is None and run.earlier is not None:
+        check_same_run(run.earlier, settings, subcommand)
     config.trainer.default_root_dir = str(run.directory)
     return run
 
 
-def _fitted_run(config: Namespace) -> ChosenRun:
+def _fitted_run(config: Namespace, given: Path | None) -> ChosenRun:
     """Lock and return a new run, or with ``ckpt_path: last`` the newest run that has a checkpoint."""
     resume = config.ckpt_path == "last"
     with _usage_errors():
         directory, lock = reserve(config.runs, config.name, resume)
     if not resume:
-        return ChosenRun(directory, None, lock)
+        return ChosenRun(directory, earlier=given and _run_of(given), lock=lock)
     newest = newest_checkpoint(directory / "checkpoints")
     if newest is None:  # starting again with the same seed repeats what the run had done
         rank_zero_info(f"{directory} ended before its first checkpoint: it starts again, in the same directory.")
         config.ckpt_path = None
-        return ChosenRun(directory, 0, lock)
+        return ChosenRun(directory, 0, directory, lock)
     rank_zero_info(f"fit resumes {newest}")
     config.ckpt_path = str(newest)
-    return ChosenRun(directory, step_of(newest) or 0, lock)
+    return ChosenRun(directory, step_of(newest) or 0, directory, lock)
 
 
 def _measured_run(config: Namespace, subcommand: str, given: Path | None) -> ChosenRun:
@@ -87,7 +96,12 @@ def _measured_run(config: Namespace, subcommand: str, given: Path | None) -> Cho
             )
     rank_zero_info(f"{subcommand} takes {given}")
     config.ckpt_path = str(given)
-    return ChosenRun(given.parent.parent if given.parent.name == "checkpoints" else given.parent, None)
+    return ChosenRun(_run_of(given), earlier=_run_of(given))
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """Return the run that a checkpoint lies in, or the folder of one that lies elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 
 from cera.cli.errors import UsageError
-from cera.cli.trainer_settings import as_list
 
 
 class Range(NamedTuple):
@@ -75,8 +74,9 @@ def _anything(value: Any) -> bool:
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 PRECISIONS = ("32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
-"""``None`` is 32-true. Lightning's other spellings are of these; see ``ALIASES``."""
-ALIASES = ("32", "16", "bf16")
+"""``None`` is 32-true."""
+ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+"""Lightning's other spellings."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PROFILERS = ("simple", "advanced", "pytorch")
 LIMIT = "a number of batches: 1 or more, or 1.0 for all (the length of a stream is not known, nor a fraction of it)"
@@ -248,6 +248,13 @@ def _check_directory(directory: str | None, name: str) -> None:
             f"trainer.default_root_dir is not supported, got {directory!r}. Use --runs and --name: a run is in "
             "RUNS/NAME."
         )
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the items of an argument of the trainer that is a list, one item or ``None``."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _class_path(value: Any) -> str:

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cera.callbacks import AdapterFile, Checkpoints, Progress, RunRecord, Summary
 from cera.cli.chosen_run import ChosenRun
+from cera.cli.trainer_arguments import as_list
 from cera.runs.checkpoint_io import AtomicCheckpointIO
 from cera.runs.loggers import MetricsCSV
 
@@ -63,10 +64,3 @@ def trainer_settings(config: Namespace, subcommand: str, run: ChosenRun) -> tupl
 def _writes_checkpoints_itself(strategy: Any) -> bool:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     return any(part in name.lower() for part in STRATEGIES_WITH_OWN_IO)
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return the items of an argument of the trainer that is a list, one item or ``None``."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -18,6 +19,7 @@ from cera.cli.errors import UsageError
 from cera.cli.evaluation_table import evaluation_table
 from cera.cli.parser import ConfigurationParser
 from cera.cli.predictions import save_predictions
+from cera.cli.same_run import check_rows_of_a_step
 from cera.cli.suggest import with_suggestion
 from cera.cli.trainer_arguments import check_seed, check_trainer_arguments
 from cera.cli.trainer_settings import SaveConfig, trainer_settings
@@ -103,7 +105,8 @@ class TrainingCLI(LightningCLI):
         for key in ("checkpoint_every", "answer_tokens"):
             if config[key] < 0:
                 raise UsageError(f"{key} must be zero or more, got {config[key]}.")
-        self.run = choose_run(config, str(self.subcommand))
+        settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        self.run = choose_run(config, str(self.subcommand), settings)
         self._at_the_end.callback(self.run.release)
 
     # Objects
@@ -121,6 +124,8 @@ class TrainingCLI(LightningCLI):
                 config.trainer.max_epochs,
                 config.evaluation,
             )
+            if self.subcommand == "fit" and self.run.earlier is not None:
+                check_rows_of_a_step(self.run.earlier, self.datamodule.batch_size, self.trainer)
             if self.subcommand == "test" and config.evaluation is not None:
                 self._add_evaluation(config.evaluation)
             trainable = self.model.check()

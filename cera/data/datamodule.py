@@ -17,7 +17,7 @@ from cera.data.datasets import EARLIER_NAMES, ChatDataset
 from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 from cera.models.backbone import load_tokenizer
-from cera.runs.checkpoints import CheckpointError, differences
+from cera.runs.checkpoints import CheckpointError, shared_differences
 
 SPLIT_SEED = 0
 """Seed of the choice of held-out rows. It is not the run's: all runs of a study are validated on the same rows."""
@@ -217,7 +217,11 @@ class ChatData(LightningDataModule):
         Raises:
             CheckpointError: The position refers to other data, or to another order of them.
         """
-        if differing := differences(_with_current_names(state_dict["identity"]), self._identity()):
+        identity = self._identity()
+        if self.trainer is not None and self.trainer.state.fn != "fit":  # it measures on rows that were not trained on
+            names = ("dataset", "validation_rows") if self.validation is None else ()
+            identity = json.dumps({name: json.loads(identity)[name] for name in names})
+        if differing := shared_differences(_with_current_names(state_dict["identity"]), identity):
             each = "; ".join(f"data.{difference}" for difference in differing)
             raise CheckpointError(f"the checkpoint is of a run on other data ({each}).")
         self.setup()
@@ -225,12 +229,22 @@ class ChatData(LightningDataModule):
         self.train_stream.position = state_dict["position"]
 
     def _identity(self) -> str:
-        """Return what the order of documents depends on, as sorted JSON: all but batch size and number of ranks."""
-        dataset = {"class": type(self.dataset).__name__, **dataclasses.asdict(self.dataset)}
-        dataset["data_files"] = [(path.name, path.stat().st_size) for path in map(Path, self.dataset.files())]
+        """Return what the documents of a step and of validation depend on, as sorted JSON."""
         names = ("validation_rows", "max_length", "overlong", "packing", "shuffle_buffer", "seed")
         settings = {name: getattr(self, name) for name in names}
-        return json.dumps({**settings, "dataset": dataset}, sort_keys=True)
+        if self.trainer is not None:
+            settings["rows_of_a_step"] = (
+                self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            )
+        settings["dataset"] = _dataset_identity(self.dataset)
+        settings["validation"] = None if self.validation is None else _dataset_identity(self.validation)
+        return json.dumps(settings, sort_keys=True)
+
+
+def _dataset_identity(dataset: ChatDataset) -> dict[str, Any]:
+    """Return a dataset's class and settings, of its files the names and sizes."""
+    files = [(path.name, path.stat().st_size) for path in map(Path, dataset.files())]
+    return {"class": type(dataset).__name__, **dataclasses.asdict(dataset), "data_files": files}
 
 
 def _with_current_names(identity: str) -> str:

@@ -21,6 +21,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return numbered[max(numbered)] if numbered else None
 
 
+def shared_differences(saved: str, current: str) -> list[str]:
+    """Compare two JSON objects as ``differences`` does, but only in the keys that both have."""
+    before, now = json.loads(saved), json.loads(current)
+    shared = before.keys() & now.keys()
+    return differences(*(json.dumps({key: settings[key] for key in shared}) for settings in (before, now)))
+
+
 def differences(saved: str, current: str) -> list[str]:
     """Compare two JSON objects, such as the settings in a checkpoint and those of the run that loads it.
 

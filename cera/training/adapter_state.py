@@ -12,7 +12,7 @@ from typing import Any
 from peft import PeftConfig
 
 from cera.adapters import BranchModel, with_current_prefix
-from cera.runs.checkpoints import CheckpointError, differences
+from cera.runs.checkpoints import CheckpointError, shared_differences
 
 
 def identity(base: str, adapter: PeftConfig, recipe: dict[str, Any]) -> str:
@@ -47,13 +47,14 @@ def check_checkpoint(checkpoint: dict[str, Any], expected: str, names: Collectio
     Args:
         checkpoint: As Lightning loads it. Under DeepSpeed it has no ``state_dict``: DeepSpeed keeps the weights in
             files of its own, and checks them.
-        expected: The ``identity`` of this run.
+        expected: The ``identity`` of this run. An earlier version saved less, and a command that only measures expects
+            less: what both have must agree.
         names: The names of the adapter's weights.
 
     Raises:
         CheckpointError: The checkpoint is of another run, or lacks weights.
     """
-    if differing := differences(checkpoint["cera"]["identity"], expected):
+    if differing := shared_differences(checkpoint["cera"]["identity"], expected):
         raise CheckpointError(f"the checkpoint is of another run ({'; '.join(differing)}).")
     weights = checkpoint.get("state_dict")
     if weights is not None and weights.keys() != set(names):

@@ -318,5 +318,8 @@ class CausalLM(LightningModule):
             self.rank_schedule.load_state_dict(checkpoint["cera"]["rank_schedule"])
 
     def _identity(self) -> str:
-        recipe = {name: getattr(self, name) for name in ("learning_rate", "weight_decay", "betas", "warmup")}
+        recipe = {}
+        if self.trainer.state.fn == "fit":  # other commands use the weights alone
+            recipe = {name: getattr(self, name) for name in ("learning_rate", "weight_decay", "betas", "warmup")}
+            recipe["max_steps"] = self.total_steps
         return adapter_state.identity(self.base, self.peft_config(), recipe)

@@ -1,6 +1,7 @@
 """`validate`, `test` and `predict` take the newest checkpoint of the named run and leave its record as it is."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def measure(tiny_llama, runs, monkeypatch, capsys, caplog):
 
     def call(subcommand: str, *options: str) -> tuple[int, str]:
         caplog.clear()
+        caplog.set_level(logging.INFO, logger="lightning.pytorch")
         short = ["--name=cera", "--trainer.limit_predict_batches=1", "--model.max_new_tokens=2", *options]
         arguments = command(tiny_llama, runs, "--trainer.max_steps=12", "--trainer.num_sanity_val_steps=-1", *short)
         status, printed = run_here(monkeypatch, capsys, [*arguments[:2], subcommand, *arguments[2:]])

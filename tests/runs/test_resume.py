@@ -102,7 +102,7 @@ def test_truncated_and_foreign_checkpoints_are_refused(tiny_llama, tmp_path, uni
     assert "r: 8 there, 4 here" in refusal(f"--ckpt_path={whole}", "--model.adapter.init_args.r=4")
     assert "learning_rate: 0.01 there, 0.1 here" in refusal(f"--ckpt_path={whole}", "--model.learning_rate=0.1")
     assert "data.max_length: 256 there" in refusal(f"--ckpt_path={whole}", "--data.max_length=128")
-    assert "data.seed: 42 there, 7 here" in refusal(f"--ckpt_path={whole}", "--seed_everything=7")
+    assert "seed_everything: 42 there, 7 here" in refusal(f"--ckpt_path={whole}", "--seed_everything=7")
     assert "there is none at" in refusal("--ckpt_path=best")
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, foreign)

@@ -15,9 +15,14 @@ from typing import Any
 
 import yaml
 
+from cera.cli.paths import expand_home
 from cera.cli.shipped import NAME, configuration_file
 from cera.cli.yaml_scalars import Loader, typed_values
+from cera.foreign_yaml import MOST_NODES, load_yaml
 from cera.runs.moved import current_class_paths
+
+MOST_FILES = 100
+"""Maximum number of files of one configuration."""
 
 
 def compose(path: str | Path) -> dict[str, Any]:
@@ -34,19 +39,35 @@ def compose(path: str | Path) -> dict[str, Any]:
 
 def compose_scalars(path: str | Path) -> dict[str, Any]:
     """Read a configuration file as ``compose`` does, but keep the text of numbers; see ``cera.cli.yaml_scalars``."""
-    return _compose(configuration_file(path), ())
+    return _compose(configuration_file(path), (), {})
 
 
-def _compose(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
+def _compose(path: Path, including: tuple[Path, ...], composed: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Compose one file.
+
+    Args:
+        path: The file.
+        including: The files that include it, the outermost first.
+        composed: The results for files that were composed before, to which this one is added.
+    """
+    file = path.resolve()
+    if file in composed:
+        return composed[file]
     chain = " -> ".join(str(p) for p in (*including, path))
-    if path.resolve() in {p.resolve() for p in including}:
+    if file in {p.resolve() for p in including}:
         raise ValueError(f"configuration includes itself: {chain}")
     if not path.is_file():
         raise ValueError(f"no such configuration: {chain}")
+    if len(including) >= MOST_FILES or len(composed) >= MOST_FILES:
+        raise ValueError(
+            f"configuration includes more than {MOST_FILES} files: {including[0]} and others, up to {path}"
+        )
     try:
-        content = yaml.load(path.read_text(), Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"configuration is not YAML: {chain}: {error}") from error
+        content = load_yaml(path.read_text(), Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"configuration is not YAML: {chain}: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"configuration cannot be read: {chain}: {error}") from error
     if typed_values(content) is None:
         content = {}
     if not isinstance(content, dict):
@@ -58,9 +79,10 @@ def _compose(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     for name in included:
         if not isinstance(name, str):
             raise ValueError(f"include must name files, got {name!r}: {chain}")
-        file = configuration_file(name) if NAME.fullmatch(name) else path.parent / name
-        merged = merge(merged, _compose(file, (*including, path)))
-    return merge(merged, current_class_paths(content))
+        other = configuration_file(name) if NAME.fullmatch(name) else path.parent / expand_home(name)
+        merged = merge(merged, _compose(other, (*including, path), composed))
+    composed[file] = merge(merged, current_class_paths(content))
+    return composed[file]
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -83,7 +105,10 @@ def merge(base: Any, over: Any) -> Any:
 def _append(merged: dict[str, Any], key: str, value: Any) -> None:
     """Append ``value``, one item or several, to the list ``key``; without one, keep ``key+`` for a later merge."""
     target = key if key in merged else f"{key}+"
-    merged[target] = [*_items(merged.get(target)), *_items(value)]
+    items, more = _items(merged.get(target)), _items(value)
+    if len(items) + len(more) > MOST_NODES:
+        raise ValueError(f"the included files append more than {MOST_NODES} items to {key}")
+    merged[target] = [*items, *more]
 
 
 def _items(value: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from peft import PeftConfig
 
 from cera.cli.compose import compose_scalars
+from cera.cli.paths import with_home
 from cera.cli.shipped import argument_with_file
 from cera.cli.yaml_scalars import Dumper, argument_values
 from cera.data import ChatDataset
@@ -31,9 +32,11 @@ class ConfigurationParser(ArgumentParser):
         super().__init__(**{"parser_mode": "omegaconf+", "exit_on_error": False, **options})
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
-        """Parse arguments, of which some may name shipped configurations or classes by an earlier path."""
+        """Parse arguments, of which some may name shipped configurations, classes by an earlier path, or ``~``."""
         arguments = sys.argv[1:] if args is None else args
-        return super().parse_args([current_argument(argument_with_file(a)) for a in arguments], *rest, **kwargs)
+        return with_home(
+            super().parse_args([current_argument(argument_with_file(a)) for a in arguments], *rest, **kwargs)
+        )
 
     def parse_path(self, path: Any, **kwargs: Any) -> Namespace:
         """Parse a file together with the files that it includes."""

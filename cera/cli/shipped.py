@@ -9,6 +9,8 @@ import difflib
 import re
 from pathlib import Path
 
+from cera.cli.paths import user_path
+
 FOLDER = Path(__file__).parent.parent / "configs"
 NAME = re.compile(r"cera:/{1,2}(?P<name>.*)")  # a Path has made one slash of two
 
@@ -24,7 +26,7 @@ def configuration_file(path: str | Path) -> Path:
     """
     match = NAME.fullmatch(str(path))
     if match is None:
-        return Path(path)
+        return user_path(str(path))
     name = match["name"].removesuffix(".yaml")
     names = shipped_configurations()
     if name not in names:

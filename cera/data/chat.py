@@ -1,30 +1,45 @@
 """Renders conversations by the tokenizer's chat template, and labels the tokens of the answers."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jinja2
+from lightning.pytorch.utilities import rank_zero_only
 
+from cera.data.layout import Layout, Span, Turn, lay_out
 from cera.data.rows import describe
+from cera.data.template import (
+    FALLBACK_TEMPLATE,
+    ConversationError,
+    Message,
+    TemplateError,
+    prepare_template,
+    render,
+    render_prompt,
+)
+from cera.data.tokens import TokenSplitter
 
-Message = dict[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": ...}``, as chat templates take it."""
+__all__ = [
+    "FALLBACK_TEMPLATE",
+    "IGNORE",
+    "ChatEncoder",
+    "Document",
+    "Message",
+    "TemplateError",
+    "check_messages",
+    "render_prompt",
+]
+
+log = logging.getLogger(__name__)
 
 IGNORE = -100
 """Label of a token without loss: the value that ``torch.nn.functional.cross_entropy`` ignores by default."""
 
-FALLBACK_TEMPLATE = """\
-{{ bos_token or '' }}
-{%- for message in messages -%}
-{{ '### ' + message['role'].capitalize() + ':\\n' + message['content'] | trim }}
-{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif -%}"""
-"""Template for base models without one, such as Llama-3-8B: BOS, headings in plain text, EOS after each answer."""
+PROMPTS = 8
+"""Number of answers of a conversation, beside its last, whose prompts are compared with what inference sees."""
 
-
-class TemplateError(ValueError):
-    """The chat template does not allow answers to be told from prompts."""
+LAYOUTS = 256
+"""Maximum number of sequences of roles whose layout is kept."""
 
 
 @dataclass(frozen=True)
@@ -70,33 +85,12 @@ def check_messages(messages: Any) -> list[Message]:
     return messages
 
 
-def render(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False) -> str:
-    """Return the conversation as the model reads it, rendered by the tokenizer's chat template.
-
-    ``FALLBACK_TEMPLATE`` is set on a tokenizer without a template.
-
-    Raises:
-        ValueError: The template refuses the conversation.
-    """
-    _ensure_template(tokenizer)
-    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-    try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
-
-
-def _ensure_template(tokenizer: Any) -> None:
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = FALLBACK_TEMPLATE
-
-
 class ChatEncoder:
     """Renders conversations by a tokenizer's chat template and labels the tokens of the answers.
 
     An answer spans from the end of the generation prompt to the end of the turn, including the end-of-turn token, so
-    that the model learns to stop. The whole text is tokenized once and characters are mapped to tokens by offsets, so
-    the end of a turn does not change how the text is split into tokens.
+    that the model learns to stop. The text before it is the prompt that inference renders for it, and is split into the
+    same tokens (``cera.data.tokens``).
 
     Args:
         tokenizer: A fast transformers tokenizer. ``FALLBACK_TEMPLATE`` is set on it if it has no template.
@@ -105,40 +99,76 @@ class ChatEncoder:
             A document without a labelled token is left out in any case.
 
     Raises:
-        TemplateError: The tokenizer is not a fast one and gives no offsets.
+        TemplateError: The tokenizer is not a fast one and gives no offsets; or its chat template cannot be used.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, overlong: Literal["truncate", "drop"] = "truncate") -> None:
         if not tokenizer.is_fast:
             raise TemplateError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
-        _ensure_template(tokenizer)
+        prepare_template(tokenizer)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.overlong = overlong
+        self._split = TokenSplitter(tokenizer)
+        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._reported: set[str] = set()
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         """Return the conversation as the model reads it; see ``render``."""
         return render(self.tokenizer, messages, add_generation_prompt)
 
-    def answer_spans(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """Return the rendered text, and the (start, end) of each answer in characters."""
+    def answer_spans(self, messages: list[Message]) -> tuple[str, list[Span]]:
+        """Return the rendered text, and the (start, end) of each answer in characters.
+
+        Raises:
+            TemplateError: The template does not allow answers to be told from prompts.
+        """
+        text, turns = self._render_turns(messages)
+        return text, [turn.answer for turn in turns if turn.answer]
+
+    def _render_turns(self, messages: list[Message]) -> tuple[str, list[Turn]]:
+        """Return the rendered text, and where the turns are in it."""
         text = self.render(messages)
-        spans = []
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            turn = self.render(messages[: i + 1])
-            if i == 0:  # without a turn before it, templates render no generation prompt
-                prompt = turn[: turn.rindex(message["content"].strip())]
-            else:
-                prompt = self.render(messages[:i], add_generation_prompt=True)
-            if not (turn.startswith(prompt) and text.startswith(turn.rstrip())):
-                raise TemplateError(
-                    "The chat template renders a turn differently once others follow it, so answers cannot be "
-                    "found in the text. Use a template in which each turn is rendered by itself."
+        roles = tuple(message["role"] for message in messages)
+        try:
+            turns = self._layout(roles).turns(text, messages)
+        except ConversationError:  # a template may write the date, and the day may have changed
+            self._layouts.pop(roles, None)
+            turns = self._layout(roles).turns(text, messages)
+        self._report_left_out(messages, turns)
+        self._check_prompts(text, messages, turns)
+        return text, turns
+
+    def _layout(self, roles: tuple[str, ...]) -> Layout:
+        if roles not in self._layouts:
+            if len(self._layouts) == LAYOUTS:
+                self._layouts.clear()
+            self._layouts[roles] = lay_out(self.tokenizer, roles)
+        return self._layouts[roles]
+
+    def _report_left_out(self, messages: list[Message], turns: list[Turn]) -> None:
+        """Warn of roles whose turns the template leaves out, once for each."""
+        shown = {turn.number for turn in turns}
+        for number, message in enumerate(messages):
+            if number not in shown and message["role"] not in self._reported:
+                self._reported.add(message["role"])
+                rank_zero_only(log.warning)(
+                    "the chat template leaves out the %s turn %s: the model does not see it, here and in others",
+                    message["role"],
+                    describe(message["content"]),
                 )
-            spans.append((len(prompt), len(turn.rstrip())))
-        return text, spans
+
+    def _check_prompts(self, text: str, messages: list[Message], turns: list[Turn]) -> None:
+        """Check that what precedes an answer is what inference sees: the prompt that the template renders for it."""
+        answers = [turn for turn in turns if turn.answer and turn.number > 0]
+        for turn in answers if len(answers) <= PROMPTS else [*answers[:PROMPTS], answers[-1]]:
+            assert turn.answer is not None
+            prompt = self.render(messages[: turn.number], add_generation_prompt=True)
+            if len(prompt) != turn.answer[0] or not text.startswith(prompt):
+                answer = describe(messages[turn.number]["content"])
+                raise ConversationError(
+                    f"the chat template renders a prompt for the answer {answer} that is not before it."
+                )
 
     def __call__(self, messages: list[Message]) -> Document | None:
         """Encode one conversation.
@@ -146,19 +176,24 @@ class ChatEncoder:
         Returns:
             The document; ``None`` if it is left out because of its length.
         """
-        text, spans = self.answer_spans(messages)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        # each turn has a token or more, so that no more turns than these can be in the document
+        text, turns = self._render_turns(messages[: self.max_length + 1])
+        ids, spans = self._split(text, turns, self.max_length + 1)
         if len(ids) > self.max_length and self.overlong == "drop":
             return None
-        ids, offsets = ids[: self.max_length], offsets[: self.max_length]
-        labels = [IGNORE] * len(ids)
-        span = 0
-        for i, (start, _) in enumerate(offsets):  # some tokenizers give tokens of spaces an empty span
-            while span < len(spans) and start >= spans[span][1]:
-                span += 1
-            if span < len(spans) and start >= spans[span][0]:
-                labels[i] = ids[i]
-        labels[0] = IGNORE  # no token before it predicts it
-        document = Document(ids, labels)
+        labels = _labels(ids, spans, [turn.answer for turn in turns if turn.answer])
+        document = Document(ids[: self.max_length], labels[: self.max_length])
         return document if document.n_labels else None
+
+
+def _labels(ids: list[int], spans: list[Span], answers: list[Span]) -> list[int]:
+    """Return the ids of tokens that spell a part of an answer, and ``IGNORE`` for the others."""
+    labels = [IGNORE] * len(ids)
+    answer = 0
+    for i, (start, end) in enumerate(spans):
+        while answer < len(answers) and start >= answers[answer][1]:
+            answer += 1
+        if answer < len(answers) and max(end, start + 1) > answers[answer][0]:
+            labels[i] = ids[i]
+    labels[0] = IGNORE  # no token before it predicts it
+    return labels

@@ -10,10 +10,12 @@ from typing import Any, Literal, NamedTuple
 import datasets
 import numpy as np
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from cera.data.chat import ChatEncoder
 from cera.data.datasets import EARLIER_NAMES, ChatDataset
+from cera.data.layout import additions
 from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 from cera.models.backbone import load_tokenizer
@@ -117,6 +119,9 @@ class ChatData(LightningDataModule):
         if self.train_stream is not None:
             return
         encoder = ChatEncoder(load_tokenizer(self.tokenizer), self.max_length, self.overlong)
+        if self.trainer is not None:
+            for sentence in additions(encoder.tokenizer):
+                rank_zero_info(sentence)
         train, held_out = self._split()
         self.train_stream = self._stream(self.dataset, train, encoder)
         self.validation_stream = self._stream(self.validation or self.dataset, held_out, encoder)

@@ -29,25 +29,39 @@ class Packer:
     def __init__(self, max_length: int, max_open: int) -> None:
         self.max_length = max_length
         self.max_open = max_open
-        self.open: list[Pack] = []
+        self.open = []
+
+    @property
+    def open(self) -> list[Pack]:
+        """The open packs; may be set to those of a packer that stopped earlier."""
+        return self._open
+
+    @open.setter
+    def open(self, packs: list[Pack]) -> None:
+        self._open = packs
+        self._lengths = [_tokens(pack) for pack in packs]  # a pack may have very many short documents
 
     def add(self, document: Document) -> Pack | None:
         """Add a document, and return the pack that was closed for it, if any."""
         room = self.max_length - len(document)
-        fitting = [pack for pack in self.open if _tokens(pack) <= room]
+        fitting = [i for i, length in enumerate(self._lengths) if length <= room]
         if fitting:
-            max(fitting, key=_tokens).append(document)
+            fullest = max(fitting, key=self._lengths.__getitem__)
+            self._open[fullest].append(document)
+            self._lengths[fullest] += len(document)
         else:
-            self.open.append([document])
-        return self._close() if len(self.open) > self.max_open else None
+            self._open.append([document])
+            self._lengths.append(len(document))
+        return self._close() if len(self._open) > self.max_open else None
 
     def _close(self) -> Pack:
-        fullest = max(range(len(self.open)), key=lambda i: _tokens(self.open[i]))
-        return self.open.pop(fullest)
+        fullest = max(range(len(self._open)), key=self._lengths.__getitem__)
+        self._lengths.pop(fullest)
+        return self._open.pop(fullest)
 
     def flush(self) -> list[Pack]:
         """Close and return all open packs, fullest first."""
-        return [self._close() for _ in range(len(self.open))]
+        return [self._close() for _ in range(len(self._open))]
 
 
 def _tokens(pack: Pack) -> int:

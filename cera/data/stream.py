@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cera.data.chat import ChatEncoder, Document, TemplateError
+from cera.data.chat import ChatEncoder, Document
 from cera.data.datasets import ChatDataset
 from cera.data.packing import Pack, Packer, collate, count_labels, dump_packs, load_packs
 from cera.data.rows import DataError
+from cera.data.template import ConversationError, TemplateError
 
 log = logging.getLogger(__name__)
 
@@ -224,9 +225,9 @@ class BatchStream(IterableDataset):
                 if messages is not None:
                     document = self.encoder(messages)
                 counts["left_out"] += document is None
-            except TemplateError:  # an error of the tokenizer, not of the row
-                raise
             except ValueError as error:
+                if isinstance(error, TemplateError) and not isinstance(error, ConversationError):
+                    raise  # an error of the tokenizer, not of the row
                 counts["malformed"] += 1
                 if self.rank == 0 and len(self._logged) < MAX_LOGGED and number not in self._logged:
                     self._logged.add(number)

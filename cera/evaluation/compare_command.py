@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.evaluation.compare import EvaluationComparison, compare, differing_settings, find_results
@@ -24,8 +24,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="cera compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("a", type=Path, help="first run or folder of results")
-    parser.add_argument("b", type=Path, help="second run or folder of results")
+    parser.add_argument("a", type=user_path, help="first run or folder of results")
+    parser.add_argument("b", type=user_path, help="second run or folder of results")
     parser.add_argument("--name", help="name of the evaluation")
     options = parser.parse_args(arguments)
     return run_command(lambda: _compare(options))

@@ -25,9 +25,10 @@ from cera.evaluation.prompts import Prompt
 from cera.evaluation.records import Record, RecordError, Records
 from cera.evaluation.report import build_report
 from cera.evaluation.tasks import Problem, Task
-from cera.models.generate import encode
+from cera.models.generate import encode, max_positions
 from cera.runs.checkpoints import differences
 from cera.runs.files import replacing
+from cera.runs.names import check_name
 
 OUTLAST = timedelta(days=7)
 """How long ranks wait for the last one to finish its problems."""
@@ -60,6 +61,7 @@ class Evaluation:
     pass_at: list[int] = field(default_factory=lambda: [1])
 
     def __post_init__(self) -> None:
+        check_name(self.name, "evaluation.name")
         if self.batch_size < 1:
             raise ValueError(f"evaluation.batch_size must be at least 1, got {self.batch_size}.")
         wrong = [k for k in self.pass_at if not 1 <= k <= self.sampling.samples]
@@ -105,7 +107,7 @@ def prepare(
     prompted = [
         (problem, evaluation.prompt.render(problem.question, tokenizer)) for problem in evaluation.task.problems()
     ]
-    token_ids = {problem.key: encode(tokenizer, prompt) for problem, prompt in prompted}
+    token_ids = {problem.key: encode(tokenizer, prompt, max_positions(config)) for problem, prompt in prompted}
     check_lengths(token_ids, evaluation.sampling, config)
     return prompted
 

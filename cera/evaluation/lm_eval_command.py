@@ -12,6 +12,7 @@ in any way that ``cera.models.backbone`` accepts.
 import sys
 from typing import Any
 
+from cera.cli.paths import expand_home
 from cera.cli.run_command import run_command
 from cera.cli.shipped import argument_with_file
 from cera.evaluation import answers
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
 def _rescore(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise ValueError(f"rescore takes one file of samples or records, got {arguments}.")
-    print(summary(rescore(arguments[0])))
+    print(summary(rescore(expand_home(arguments[0]))))
 
 
 def _run_harness(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from tqdm import tqdm
 
 from cera.cli.compose import compose
+from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.data import ChatDataset, DataError, Rows
@@ -44,16 +45,20 @@ def main(arguments: list[str]) -> int:
         prog="cera overlap", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = "a configuration, or a file with question/answer, problem/answer, instruction/output or messages"
-    parser.add_argument("--train", type=Path, required=True, help=f"training set: {kinds}")
-    parser.add_argument("--test", type=Path, required=True, help=f"evaluation set: {kinds}")
-    parser.add_argument("--train-files", nargs="+", metavar="FILE", help="the training configuration's data_files")
-    parser.add_argument("--test-files", nargs="+", metavar="FILE", help="the evaluation configuration's data_files")
+    parser.add_argument("--train", type=user_path, required=True, help=f"training set: {kinds}")
+    parser.add_argument("--test", type=user_path, required=True, help=f"evaluation set: {kinds}")
+    parser.add_argument(
+        "--train-files", nargs="+", type=expand_home, metavar="FILE", help="the training configuration's data_files"
+    )
+    parser.add_argument(
+        "--test-files", nargs="+", type=expand_home, metavar="FILE", help="the evaluation configuration's data_files"
+    )
     parser.add_argument("--field", choices=FIELDS, default="question", help="text to compare (default: question)")
     parser.add_argument("--n", type=int, default=13, help="length of the n-grams, in words (default: 13)")
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="share of n-grams at which a row is flagged (default: 0.5)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file for the figures and all flagged rows")
+    parser.add_argument("--out", type=user_path, help="JSON file for the figures and all flagged rows")
     options = parser.parse_args(arguments)
     return run_command(lambda: _compare(options))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cera.data.chat import Message, render
+from cera.data.chat import Message, render_prompt
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Prompt:
         return {"role": "user", "content": self.question.replace("{question}", question)}
 
     def render(self, question: str, tokenizer: Any) -> str:
-        """Return the prompt as text. Raises ``ValueError`` if the chat template refuses the conversation."""
+        """Return the prompt as text; see ``render_prompt`` for what is refused."""
         messages = self.messages(question)
         if self.style == "chat":
-            return render(tokenizer, messages, add_generation_prompt=True)
+            return render_prompt(tokenizer, messages)
         formats = {"system": "{}", "user": "Question: {}", "assistant": "Answer: {}"}
         text = "\n\n".join(formats[turn["role"]].format(turn["content"]) for turn in messages)
         return f"{tokenizer.bos_token or ''}{text}\n\nAnswer:"

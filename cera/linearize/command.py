@@ -18,6 +18,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn import functional as F
 
+from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.data.chat import IGNORE
@@ -38,13 +39,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="cera linearize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="RUN_OR_ADAPTER_DIR")
+    parser.add_argument("folder", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument("--rank", type=int, help="rank of the LoRA (default: the adapter's r)")
-    parser.add_argument("--data", type=Path, help="chat file to fit to and measure on (default: GSM-symbolic)")
+    parser.add_argument("--data", type=user_path, help="chat file to fit to and measure on (default: GSM-symbolic)")
     parser.add_argument("--rows", type=int, default=256, help="number of rows; a quarter is held out of the fit")
-    parser.add_argument("--base", help="base model (default: the one that the adapter names)")
+    parser.add_argument("--base", type=expand_home, help="base model (default: the one that the adapter names)")
     parser.add_argument("--layers-at-a-time", type=int, help="layers fitted in one pass over the data, to save memory")
-    parser.add_argument("--out", type=Path, default=Path("linearized"), help="directory for the LoRA and the figure")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("linearized"), help="directory for the LoRA and the figure"
+    )
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options))
 

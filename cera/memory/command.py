@@ -27,6 +27,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cera.cli.parser import ConfigurationParser
+from cera.cli.paths import user_path
 from cera.cli.preflight import on_hub
 from cera.cli.run_command import run_command
 from cera.cli.shipped import configuration_file
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
     usage.add_argument("--config", action="append", required=True, metavar="FILE", help="a run; may be repeated")
     usage.add_argument("--devices", type=int, help="number of GPUs or processes (default: as configured)")
     usage.add_argument("--labelled", type=float, default=1.0, help="share of tokens with loss (default: %(default)s)")
-    usage.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, in bytes")
+    usage.add_argument("--json", type=user_path, metavar="FILE", help="write the rows to FILE, in bytes")
     options, overrides = usage.parse_known_args(arguments)
     return run_command(lambda: _run(options, overrides))
 

@@ -35,7 +35,7 @@ class BackboneError(FileError):
 
 def cache_dir() -> Path:
     """Where converted models are kept: ``$CERA_CACHE_DIR``, or ``~/.cache/cera``."""
-    return Path(os.environ.get("CERA_CACHE_DIR", Path.home() / ".cache" / "cera"))
+    return Path(os.path.expanduser(os.environ.get("CERA_CACHE_DIR", "~/.cache/cera")))
 
 
 def locate(base: str) -> str:

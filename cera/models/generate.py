@@ -77,8 +77,21 @@ def generation_mode(model: Any) -> Iterator[None]:
             module.training = mode
 
 
-def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the token ids of a rendered prompt, to which no special tokens are added."""
+def encode(tokenizer: Any, prompt: str, limit: float = math.inf) -> list[int]:
+    """Return the token ids of a rendered prompt, to which no special tokens are added.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompt: The text.
+        limit: Number of tokens beyond which a prompt is of no use. Of a longer one only some more are returned, so that
+            memory and time are bounded.
+    """
+    size = 64 * (limit + 1)
+    while size < len(prompt):
+        ids = tokenizer(prompt[: int(size)], add_special_tokens=False)["input_ids"]
+        if len(ids) > limit:
+            return ids
+        size *= 4
     return tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from cera.runs.checkpoints import CheckpointError, newest_checkpoint
 from cera.runs.lock import DirectoryInUse, DirectoryLock
+from cera.runs.names import check_name
 
 RUN_DIR = "CERA_RUN_DIR"
 """Environment variable with which the first process passes its choice to the processes that it starts."""
@@ -40,8 +41,7 @@ def choose(runs: str | Path, name: str, resume: bool) -> Path:
         CheckpointError: There is nothing to resume.
         ValueError: ``name`` is not a valid directory name, or an outside launcher's directory exists already.
     """
-    if not re.fullmatch(r"[\w.=+-]+", name):
-        raise ValueError(f"name must be of letters, digits and . _ = + -, got {name!r}.")
+    check_name(name, "name")
     if RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
     chosen = _choice(Path(runs), name, resume)

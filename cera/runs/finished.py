@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from cera.foreign_files import one_line
+from cera.foreign_yaml import load_yaml
 from cera.runs.moved import current_class_paths
 from cera.spectral.files import Spectra, spectra_files
 
@@ -182,8 +183,8 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     """
     file = Path(run_dir) / "config.yaml"
     try:
-        config = yaml.load(file.read_text(), LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        config = load_yaml(file.read_text(), LOADER)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{run_dir} is not a run directory: {one_line(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise RunError(f"{run_dir} is not a run directory: {file} names no model.adapter.")

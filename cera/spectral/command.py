@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.data.measured import measured_rows
@@ -53,13 +54,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="cera spectra", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_ADAPTER_DIR")
+    parser.add_argument("folders", nargs="+", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument("--quantity", choices=get_args(Quantity), default="update", help="measured matrix")
-    parser.add_argument("--data", type=Path, help="chat file to measure all adapters on (default: what runs recorded)")
+    parser.add_argument(
+        "--data", type=user_path, help="chat file to measure all adapters on (default: what runs recorded)"
+    )
     parser.add_argument("--rows", type=int, default=32, help="number of rows to measure on if nothing is recorded")
-    parser.add_argument("--base", help="base model (default: the one that an adapter names)")
-    parser.add_argument("--out", type=Path, default=Path("spectra.png"), help="file for the figure")
-    parser.add_argument("--csv", type=Path, help="file for the measures of every layer")
+    parser.add_argument("--base", type=expand_home, help="base model (default: the one that an adapter names)")
+    parser.add_argument("--out", type=user_path, default=Path("spectra.png"), help="file for the figure")
+    parser.add_argument("--csv", type=user_path, help="file for the measures of every layer")
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options))
 

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cera.cli.compose import compose
+from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.runs.finished import FinishedRun
+from cera.runs.names import check_name
 from cera.spectral.measures import MEASURES
 from cera.studies.compare import ComparisonRow, comparison_row, run_name, train_adapters, write_csv
 
@@ -27,9 +29,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="cera compare-adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("common", help="configuration without an adapter")
-    parser.add_argument("adapters", nargs="+", help="configurations of one adapter each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="directory of the runs")
+    parser.add_argument("common", type=expand_home, help="configuration without an adapter")
+    parser.add_argument("adapters", nargs="+", type=expand_home, help="configurations of one adapter each")
+    parser.add_argument("--runs", type=user_path, default=Path("runs/compare"), help="directory of the runs")
     options = parser.parse_args(arguments[:end])
     return run_command(
         lambda: _run(options, overrides), on_interrupt="stopped; the same command resumes where it stopped."
@@ -40,6 +42,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     for config in (options.common, *options.adapters):
         compose(config)  # fails before any training if a file is missing or invalid
     names = [run_name(config) for config in options.adapters]
+    for config, name in zip(options.adapters, names, strict=True):
+        check_name(name, f"the name of {config}, which names a run,")
     if len(set(names)) < len(names):
         raise ValueError(f"two of the adapters' files have the same name: {', '.join(sorted(names))}.")
     failed = train_adapters(options.common, options.adapters, options.runs, overrides)

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.runs.finished import FinishedRun
@@ -24,9 +25,9 @@ def main(arguments: list[str]) -> int:
         prog="cera lr-robustness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "path", type=Path, help="a directory of runs, or one run, whose study is read from its siblings"
+        "path", type=user_path, help="a directory of runs, or one run, whose study is read from its siblings"
     )
-    parser.add_argument("--out", type=Path, help="figure: .png, .pdf or .svg (default: PATH/lr_robustness.png)")
+    parser.add_argument("--out", type=user_path, help="figure: .png, .pdf or .svg (default: PATH/lr_robustness.png)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options.path, options.out or options.path / "lr_robustness.png"))
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cera.cli.compose import compose, merge
+from cera.runs.finished import RunError, read_config
 
 CONFIGS = REPOSITORY / "configs"
 
@@ -210,3 +211,80 @@ def test_a_configuration_of_the_repository_keeps_what_it_does_not_change() -> No
     remaining = {key: value for key, value in part["init_args"].items() if key != "r"}
     assert remaining
     assert config["model"]["adapter"]["init_args"] == {**remaining, "r": 128}
+
+
+# Files that would not end
+
+
+def laughing(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    return "\n".join([*lines, *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels))])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (laughing(9), "aliases stand for 1[0-9]+ keys and values, and 100000 are the limit"),
+        ("a: &a {b: 1}\n" + "\n".join(f"c{i}: {{<<: [{', '.join(['*a'] * 9)}]}}" for i in range(4000)), "limit"),
+        ("a: &a [*a]", "an alias refers to the list or mapping that it stands in"),
+        ("a: &a {b: {c: *a}}", "an alias refers to"),
+        ("a: " + "[" * 50_000, "nested too deeply"),
+        ("- " * 50_000, "nested too deeply"),
+        ("a: 1\n" * 200_000, "1000000 characters"),
+        ("a: &x 1\nb: *y", "not YAML"),
+    ],
+    ids=["laughs", "merges", "cycle", "deep cycle", "lists", "dashes", "long", "unknown"],
+)
+def test_a_file_beyond_the_limits_is_one_line(tmp_path, text, complaint) -> None:
+    path = write(tmp_path / "a.yaml", text)
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        compose(path)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("text", [laughing(9), "model: &a {b: *a}", "- " * 50_000, "model: {a: 1}\n" * 50_000])
+def test_the_configuration_of_somebody_elses_run_has_the_same_limits(tmp_path, text) -> None:
+    write(tmp_path / "config.yaml", text)
+    with pytest.raises(RunError, match="is not a run directory") as refusal:
+        read_config(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_aliases_within_the_limits_are_copies(tmp_path) -> None:
+    path = write(tmp_path / "a.yaml", f"{laughing(4)}\nb: &b {{c: 1}}\nd: {{<<: *b, e: 2}}")
+    composed = compose(path)
+    assert composed["a1"] == [["x"] * 10] * 10
+    assert composed["d"] == {"c": 1, "e": 2}
+
+
+def test_includes_that_multiply_are_read_once(tmp_path) -> None:
+    for i in range(60):
+        write(tmp_path / f"{i}.yaml", f"include: [{i + 1}.yaml, {i + 1}.yaml]\nk{i}: {i}")
+    write(tmp_path / "60.yaml", "last: 1")
+    assert compose(tmp_path / "0.yaml") == {**{f"k{i}": i for i in range(60)}, "last": 1}
+
+
+def test_appended_lists_that_multiply_are_refused(tmp_path) -> None:
+    for i in range(40):
+        write(tmp_path / f"{i}.yaml", f"include: [{i + 1}.yaml, {i + 1}.yaml]")
+    write(tmp_path / "40.yaml", "x+: [1]")
+    with pytest.raises(ValueError, match="append more than 100000 items to x"):
+        compose(tmp_path / "0.yaml")
+
+
+def test_a_long_chain_of_includes_is_refused(tmp_path) -> None:
+    for i in range(2000):
+        write(tmp_path / f"{i}.yaml", f"include: [{i + 1}.yaml]")
+    write(tmp_path / "2000.yaml", "")
+    with pytest.raises(ValueError, match=r"more than 100 files: .*/0\.yaml"):
+        compose(tmp_path / "0.yaml")
+
+
+def test_includes_through_a_link_to_the_folder_itself_end(tmp_path) -> None:
+    write(tmp_path / "a.yaml", "include: [again/a.yaml]")
+    (tmp_path / "again").symlink_to(".")
+    with pytest.raises(ValueError, match="includes itself"):
+        compose(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match="no such configuration"):
+        compose(write(tmp_path / "b.yaml", "include: [/dev/zero]"))

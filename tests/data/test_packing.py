@@ -1,5 +1,6 @@
 """Packs hold every document once, and a packed document has the loss that it has alone."""
 
+import time
 from collections import Counter
 from itertools import combinations
 
@@ -211,3 +212,12 @@ def test_without_restarted_positions_documents_would_see_each_other(model) -> No
     together = losses(model, [documents], position_ids=torch.arange(16)[None])
     torch.testing.assert_close(together[0], apart[0], rtol=0, atol=1e-5)
     assert not torch.allclose(together[1], apart[1], rtol=0, atol=1e-2)
+
+
+def test_packs_of_many_short_documents_take_time_in_proportion() -> None:
+    packer = Packer(10**6, max_open=16)
+    start = time.monotonic()
+    for _ in range(50_000):
+        packer.add(Document([1, 2], [1, 2]))
+    assert time.monotonic() - start < 5
+    assert [len(pack) for pack in packer.flush()] == [50_000]

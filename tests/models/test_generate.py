@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cera.models.generate import generate
+from cera.models.generate import encode, generate
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +34,16 @@ def test_prompts_that_leave_no_room_are_refused(model, tokenizer):
         generate(model, tokenizer, torch.ones(room + 1, dtype=torch.long), 10)
     with pytest.raises(ValueError, match="no tokens"):
         generate(model, tokenizer, "")
+
+
+@pytest.mark.parametrize("unit", ["word ", "a", "1"])
+def test_a_prompt_is_split_only_as_far_as_it_is_of_use(tokenizer, unit):
+    seen = []
+
+    def watched(text, **options):
+        seen.append(len(text))
+        return tokenizer(text, **options)
+
+    assert encode(watched, unit * 100, limit=200) == encode(tokenizer, unit * 100)
+    assert len(encode(watched, unit * 10**6, limit=200)) > 200
+    assert max(seen) < 100_000

@@ -170,7 +170,8 @@ def check_lengths(prompts: Mapping[str, TokenIds], sampling: Sampling, config: A
         if not prompt:
             raise ValueError(f"The prompt of {key} has no tokens.")
         if len(prompt) + sampling.max_new_tokens > longest:
+            number = f"{len(prompt)} or more" if len(prompt) > longest else str(len(prompt))  # see encode
             raise ValueError(
-                f"The prompt of {key} has {len(prompt)} tokens, which leaves no room for "
+                f"The prompt of {key} has {number} tokens, which leaves no room for "
                 f"sampling.max_new_tokens={sampling.max_new_tokens} in the model's {longest} positions."
             )

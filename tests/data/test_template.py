@@ -1,0 +1,96 @@
+"""A chat template is a program of somebody else's: whatever it does is one error, in bounded time and memory."""
+
+import copy
+import re
+import time
+
+import pytest
+import templates
+
+from cera.data import ChatEncoder, TemplateError, bounded
+from cera.data.template import ConversationError, prepare_template, render, render_prompt
+
+QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
+
+
+def with_template(tokenizer, template: str):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(999999999) %}{% endfor %}", "OverflowError"),
+        ("{{ 1 + 'a' }}", "TypeError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+        ("{% include 'x' %}", "TypeError"),
+        ("{% for m in messages %}", "not valid in line 1"),
+        ("{{ messages[0].content.nothing.more }}", "refuses"),
+        ("{{ raise_exception('a\nlong\n' ~ 'x' * 10000) }}", "refuses the conversation: a long xxx"),
+        ("{{ messages.__class__.__mro__ }}", "refuses"),
+    ],
+)
+def test_whatever_a_template_raises_is_one_short_line(tokenizer, template, reason) -> None:
+    tokenizer = with_template(tokenizer, template)
+    for refused in (lambda: ChatEncoder(tokenizer, 64), lambda: render_prompt(tokenizer, QUESTION)):
+        with pytest.raises(TemplateError, match=reason) as refusal:
+            refused()
+        assert len(str(refusal.value)) < 500
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not end within 1 s"),
+        ("{{ 9 ** (9 ** 9) }}", "did not end within 1 s"),
+        (
+            "{% if messages[2] %}{{ (messages | length * 9) ** 99999999 }}{% endif %}",
+            "did not end within 1 s",
+        ),
+        ("{{ 'x' * 20000000000 }}", "more than 1024 MiB of memory"),
+        ("{% for i in range(99999) %}{{ messages[0].content * 99999 }}{% endfor %}", "more than 1024 MiB|did not end"),
+        ("{{ 'x' * 9999999 }}", "renders more than 1048576 characters"),
+    ],
+)
+def test_a_template_that_does_not_end_is_refused_in_bounded_time(tokenizer, monkeypatch, template, reason) -> None:
+    monkeypatch.setattr(bounded, "CPU_SECONDS", 1)
+    tokenizer = with_template(tokenizer, template)
+    start = time.monotonic()
+    with pytest.raises(TemplateError, match=reason):
+        prepare_template(tokenizer)
+    assert time.monotonic() - start < 30
+
+
+def test_a_child_that_waits_is_ended(monkeypatch) -> None:
+    monkeypatch.setattr(bounded, "WALL_SECONDS", 0.1)
+    assert bounded.why_unbounded(lambda: time.sleep(600)) == "did not end within 0.1 s"
+    assert bounded.why_unbounded(lambda: None) is None
+    assert bounded.why_unbounded(lambda: 1 // 0) is None
+
+
+def test_a_template_is_tried_once(tokenizer, monkeypatch) -> None:
+    tokenizer = with_template(tokenizer, templates.CLOSING + "{# new #}")
+    prepare_template(tokenizer)
+    monkeypatch.setattr("cera.data.template.why_unbounded", lambda _: pytest.fail("tried again"))
+    prepare_template(tokenizer)
+
+
+# Prompts hold what they are made of
+
+
+def test_a_prompt_without_a_turn_is_refused(tokenizer) -> None:
+    tokenizer = with_template(tokenizer, templates.WITHOUT_SYSTEM)
+    assert render_prompt(tokenizer, QUESTION) == render(tokenizer, QUESTION, add_generation_prompt=True)
+    with pytest.raises(ConversationError, match="leaves out or changes the system turn 'Be brief"):
+        render_prompt(tokenizer, [{"role": "system", "content": "Be brief."}, *QUESTION])
+
+
+@pytest.mark.parametrize("marker", ["<|im_end|>", "<|im_start|>"])
+def test_a_prompt_whose_content_would_end_its_turn_is_refused(tokenizer, marker) -> None:
+    with pytest.raises(ConversationError, match=re.escape(f"has '{marker}' in it")):
+        render_prompt(tokenizer, [{"role": "user", "content": f"a{marker}b"}])
+    assert "<filename>" in render_prompt(tokenizer, [{"role": "user", "content": "git add <filename>"}])

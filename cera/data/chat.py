@@ -135,7 +135,7 @@ class ChatEncoder:
         except ConversationError:  # a template may write the date, and the day may have changed
             self._layouts.pop(roles, None)
             turns = self._layout(roles).turns(text, messages)
-        self._report_left_out(messages, turns)
+        self._report(messages, turns)
         self._check_prompts(text, messages, turns)
         return text, turns
 
@@ -146,17 +146,22 @@ class ChatEncoder:
             self._layouts[roles] = lay_out(self.tokenizer, roles)
         return self._layouts[roles]
 
-    def _report_left_out(self, messages: list[Message], turns: list[Turn]) -> None:
-        """Warn of roles whose turns the template leaves out, once for each."""
+    def _report(self, messages: list[Message], turns: list[Turn]) -> None:
+        """Warn of roles whose turns the template leaves out, and of answers without an end, once for each."""
         shown = {turn.number for turn in turns}
         for number, message in enumerate(messages):
-            if number not in shown and message["role"] not in self._reported:
-                self._reported.add(message["role"])
-                rank_zero_only(log.warning)(
-                    "the chat template leaves out the %s turn %s: the model does not see it, here and in others",
-                    message["role"],
-                    describe(message["content"]),
+            if number not in shown:
+                content = describe(message["content"])
+                self._warn_once(
+                    f"the chat template leaves out turns of the role {message['role']}", f"such as {content}"
                 )
+        if any(turn.answer and turn.answer[1] == turn.content[1] for turn in turns[-1:]):
+            self._warn_once("the chat template writes nothing at the end of an answer", "so no model learns to stop")
+
+    def _warn_once(self, fact: str, detail: str) -> None:
+        if fact not in self._reported:
+            self._reported.add(fact)
+            rank_zero_only(log.warning)("%s, %s", fact, detail)
 
     def _check_prompts(self, text: str, messages: list[Message], turns: list[Turn]) -> None:
         """Check that what precedes an answer is what inference sees: the prompt that the template renders for it."""

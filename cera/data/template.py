@@ -53,9 +53,15 @@ def prepare_template(tokenizer: Any) -> None:
     Each template is tried once in a process.
 
     Raises:
-        TemplateError: The template fails on every conversation, does not end, or renders too much.
+        TemplateError: The template fails on every conversation, does not end, or renders too much; or
+            ``FALLBACK_TEMPLATE`` has no token to end an answer with.
     """
     if tokenizer.chat_template is None:
+        if tokenizer.eos_token is None:
+            raise TemplateError(
+                "The tokenizer has neither a chat template nor an end-of-text token to end an answer with. Set "
+                "eos_token in its tokenizer_config.json."
+            )
         tokenizer.chat_template = FALLBACK_TEMPLATE
     key = repr((tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token))
     if key in _tried:

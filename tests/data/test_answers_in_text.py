@@ -184,7 +184,15 @@ def test_turns_that_a_template_leaves_out_are_reported_once(tokenizer, caplog) -
     with caplog.at_level(logging.WARNING, "cera.data.chat"):
         for _ in range(2):
             assert labelled(encode, turns("q", "a", system="Be brief.")) == ["a" + END]
-    assert ["leaves out the system turn 'Be brief.'" in message for message in caplog.messages] == [True]
+    assert caplog.messages == ["the chat template leaves out turns of the role system, such as 'Be brief.'"]
+
+
+def test_answers_without_an_end_are_reported_once(tokenizer, caplog) -> None:
+    encode = encoder(tokenizer, "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
+    with caplog.at_level(logging.WARNING, "cera.data.chat"):
+        for _ in range(2):
+            assert labelled(encode, turns("q", "a")) == ["assistant: a"]
+    assert caplog.messages == ["the chat template writes nothing at the end of an answer, so no model learns to stop"]
 
 
 @pytest.mark.parametrize(

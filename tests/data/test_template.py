@@ -65,6 +65,13 @@ def test_a_template_that_does_not_end_is_refused_in_bounded_time(tokenizer, monk
     assert time.monotonic() - start < 30
 
 
+def test_a_tokenizer_without_a_template_needs_a_token_to_end_answers_with(tokenizer) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template, tokenizer.eos_token = None, None
+    with pytest.raises(TemplateError, match=r"neither a chat template nor an end-of-text token .* Set eos_token"):
+        ChatEncoder(tokenizer, 64)
+
+
 def test_a_child_that_waits_is_ended(monkeypatch) -> None:
     monkeypatch.setattr(bounded, "WALL_SECONDS", 0.1)
     assert bounded.why_unbounded(lambda: time.sleep(600)) == "did not end within 0.1 s"

@@ -13,6 +13,7 @@ from torch import Tensor
 from cera.runs.files import replacing
 from cera.runs.loggers import log_now
 from cera.spectral.aggregate import metrics
+from cera.spectral.exact import GatherWeight, unpartitioned
 from cera.spectral.files import Quantity, Spectra, spectra_files
 from cera.spectral.recorder import NotRecordableError, SpectrumRecorder, batch_mask, describe_unmeasured
 
@@ -137,7 +138,8 @@ class SpectralTracker(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove all hooks from the model."""
-        self._detach()
+        if self._recorder is not None:
+            self._recorder.discard()
 
     def state_dict(self) -> dict[str, float]:
         """Return the times that ``spectra/cost`` is computed from."""
@@ -154,7 +156,7 @@ class SpectralTracker(Callback):
         self._first_step = trainer.global_step
         self._recorder = None
         try:
-            recorder = SpectrumRecorder(pl_module, self.quantities, _gather_partitioned)
+            recorder = SpectrumRecorder(pl_module, self.quantities, _gather_of(pl_module))
         except NotRecordableError as error:
             rank_zero_warn(f"SpectralTracker measures nothing: {error}")
             return
@@ -197,10 +199,10 @@ def _write(spectra: Spectra, folder: Path) -> None:
         spectra.save(file)
 
 
-def _gather_partitioned(weight: Tensor) -> Tensor:
-    """Return the weight in full if ZeRO-3 has partitioned it. Every rank must call this."""
-    if not hasattr(weight, "ds_id"):
-        return weight
+def _gather_of(module: LightningModule) -> GatherWeight:
+    """Return how to get a weight in full: all ranks must gather it if ZeRO-3 has partitioned the module."""
+    if not any(hasattr(weight, "ds_id") for weight in module.parameters()):
+        return unpartitioned
     from cera.training.deepspeed import gather
 
-    return gather({"weight": weight})["weight"]  # type: ignore[dict-item]
+    return lambda weight: gather({"weight": weight})["weight"] if hasattr(weight, "ds_id") else weight  # type: ignore[dict-item]

@@ -9,7 +9,7 @@ from typing import Any
 
 from cera.evaluation.records import Record, RecordError
 from cera.evaluation.report import all_or_nothing, problem_scores
-from cera.evaluation.statistics import McNemar, PairedDifference, mcnemar, paired_bootstrap
+from cera.evaluation.statistics import McNemar, PairedDifference, mcnemar, paired_difference
 from cera.runs.checkpoints import differences
 
 
@@ -84,7 +84,7 @@ def compare(a: Sequence[Record], b: Sequence[Record], metrics: Sequence[str]) ->
     compared = []
     for metric in metrics:
         scores_a, scores_b = problem_scores(a, metric), problem_scores(b, metric)
-        difference = paired_bootstrap(scores_a, scores_b)
+        difference = paired_difference(scores_a, scores_b)
         compared.append(MetricComparison(metric, float(scores_a.mean()), float(scores_b.mean()), difference))
     single = all(len(record["correct"]) == 1 for record in [*a, *b]) and all_or_nothing([*a, *b])
     test = mcnemar(problem_scores(a, "pass@1"), problem_scores(b, "pass@1")) if single else None

@@ -14,8 +14,8 @@ DESCRIPTION = """Compare two evaluations of the same problems: is the difference
     cera compare runs/smol_lora runs/smol_cera
 
 Each is a run directory with results in eval/NAME, or such a folder itself; if a run has several, --name chooses one.
-The intervals are of the difference B - A, from resampling the problems of both together. McNemar's exact test counts
-the problems that only one of the two solves.
+The intervals are of the difference B - A. p is that of the paired randomization test, which is exact: where scores are
+0 or 1 it is McNemar's test of the problems that only one of the two solves.
 """
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cera.evaluation.pass_at_k import pass_at_k
 from cera.evaluation.records import Record
-from cera.evaluation.statistics import bootstrap
+from cera.evaluation.statistics import mean_interval
 from cera.evaluation.tasks import Task
 
 MEAN_SCORE = "score"
@@ -83,6 +83,6 @@ def _metrics(records: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
     metrics = {}
     for name in names:
         scores = problem_scores(records, name)
-        interval = bootstrap(scores)
+        interval = mean_interval(scores)
         metrics[name] = {"value": float(scores.mean()), "low": interval.low, "high": interval.high}
     return metrics

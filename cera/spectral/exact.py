@@ -36,20 +36,34 @@ def unpartitioned(weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def isolated(device: torch.device) -> Iterator[None]:
+def isolated(device: torch.device, generators: tuple[Tensor, ...] | None = None) -> Iterator[None]:
     """Compute without gradients and autocast, fp32 products in fp32, and leave the random generators as they were.
 
     Dropout thus draws the masks that the layer itself draws afterwards (on a GPU another mask, if the data type is
     another).
+
+    Args:
+        device: Of the computation.
+        generators: States of the random generators to begin with, as ``generator_states`` returned them.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
     try:
-        with generators, torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with forked, torch.no_grad(), torch.autocast(device.type, enabled=False):
+            if generators is not None:
+                torch.set_rng_state(generators[0])
+                if device.type == "cuda":
+                    torch.cuda.set_rng_state(generators[1], device)
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def generator_states(device: torch.device) -> tuple[Tensor, ...]:
+    """Return the states of the CPU's random generator and of the device's own, if it is a GPU."""
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
 
 
 def exact_update(

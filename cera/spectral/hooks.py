@@ -44,7 +44,7 @@ from torch.utils.hooks import RemovableHandle
 from cera.adapters import BranchLayer, CeraExperts, CeraLayer
 from cera.adapters.module_layer import ModuleLayer
 from cera.spectral.accumulator import SpectrumAccumulator
-from cera.spectral.exact import GatherWeight, exact_update, isolated, unpartitioned
+from cera.spectral.exact import GatherWeight, exact_update, generator_states, isolated, unpartitioned
 from cera.spectral.files import Quantity
 from cera.spectral.layer_names import base_name
 from cera.spectral.measures import weight_spectrum
@@ -117,18 +117,32 @@ class Branch:
     scaling: float = 1.0
     seconds: float = 0.0
 
-    def attach(self, sink: ActivationSink) -> list[RemovableHandle]:
-        """Let ``sink`` receive the activations of every forward pass, and return the handles that end it."""
+    def attach(self, sink: ActivationSink, later: list[Callable[[], None]] | None = None) -> list[RemovableHandle]:
+        """Let ``sink`` receive the activations of every forward pass, and return the handles that end it.
+
+        Args:
+            sink: Called during the forward pass, before the module computes its output.
+            later: If given, calls of ``sink`` are appended to it instead, for when the forward pass is over.
+        """
 
         def receive(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            start = time.perf_counter()
-            with isolated(_device(args, kwargs)):
-                activations = self.activations(args, kwargs)
-            self.seconds += time.perf_counter() - start
-            if activations is not None:
-                sink(activations)
+            if later is None:
+                self._send(sink, args, kwargs)
+            else:
+                states = generator_states(_device(args, kwargs))
+                later.append(lambda: self._send(sink, args, kwargs, states))
 
         return [self.module.register_forward_pre_hook(receive, with_kwargs=True)]
+
+    def _send(
+        self, sink: ActivationSink, args: Any, kwargs: dict[str, Any], generators: tuple[Tensor, ...] | None = None
+    ) -> None:
+        start = time.perf_counter()
+        with isolated(_device(args, kwargs), generators):
+            activations = self.activations(args, kwargs)
+        self.seconds += time.perf_counter() - start
+        if activations is not None:
+            sink(activations)
 
     def read_weights(self, gather: GatherWeight = unpartitioned) -> BranchWeights | None:
         """Return the weights of this moment; ``None`` if the activations are the update itself.

@@ -10,7 +10,7 @@
 
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -70,6 +70,8 @@ class SpectrumRecorder:
         self._weights: dict[str, BranchWeights | None] = {}
         self._mask: Tensor | None = None
         self._handles: list[RemovableHandle] = []
+        # weights that are partitioned cannot be gathered while a forward pass has some of them in use
+        self._later: list[Callable[[], None]] | None = None if gather is unpartitioned else []
 
     @property
     def seconds(self) -> float:
@@ -103,14 +105,27 @@ class SpectrumRecorder:
         for branch in self.branches:
             if branch.name not in self._weights:
                 self._weights[branch.name] = branch.read_weights(self._gather)
-            self._handles += branch.attach(partial(self._receive, branch.name))
+            later = self._later if branch.down is None else None
+            self._handles += branch.attach(partial(self._receive, branch.name), later)
         self._accumulating += time.perf_counter() - start
 
     def detach(self) -> None:
-        """Remove all hooks from the model."""
+        """Remove all hooks from the model, and compute what had to wait for the end of the forward pass.
+
+        If weights are partitioned, every rank must call this.
+        """
+        waiting = list(self._later or [])
+        self.discard()
+        for compute in waiting:
+            compute()
+
+    def discard(self) -> None:
+        """Remove all hooks from the model, as after an error, without computing anything."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._later is not None:
+            self._later.clear()
 
     @contextmanager
     def attached(self, mask: Tensor | None = None) -> Iterator[None]:
@@ -118,8 +133,9 @@ class SpectrumRecorder:
         self.attach(mask)
         try:
             yield
-        finally:
             self.detach()
+        finally:
+            self.discard()
 
     def all_reduce(self) -> None:
         """Combine what the ranks of the default process group recorded, if there is one. Every rank must call this."""

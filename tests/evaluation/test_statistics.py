@@ -1,4 +1,5 @@
 from fractions import Fraction
+from itertools import product
 from math import comb
 from statistics import NormalDist
 
@@ -8,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cera.evaluation import statistics as significance
-from cera.evaluation.statistics import bootstrap, mcnemar, paired_bootstrap, wilson
+from cera.evaluation.statistics import (
+    bootstrap,
+    mcnemar,
+    mean_interval,
+    newcombe,
+    paired_bootstrap,
+    paired_difference,
+    randomization_test,
+    wilson,
+)
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
@@ -110,6 +120,80 @@ def test_of_equal_models_one_in_twenty_is_called_different():
     assert 0.02 <= np.mean(np.array(values) < 0.05) <= 0.09
 
 
+def test_scores_of_0_and_1_have_wilsons_interval_and_others_are_resampled():
+    rare = [1] * 6 + [0] * 194
+    interval = mean_interval(rare)
+    assert (interval.low, interval.high) == pytest.approx((0.01382, 0.06389), abs=1e-5)  # by hand
+    assert interval == wilson(6, 200) != bootstrap(rare)
+    partial = np.random.default_rng(0).random(30)
+    assert mean_interval(partial, seed=3) == bootstrap(partial, seed=3)
+
+
+def paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[int], list[int]]:
+    """Two evaluations by the numbers of problems that both, one, or none of them solves."""
+    return [1] * (both + only_a) + [0] * (only_b + neither), [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+
+
+def test_newcombes_interval_of_his_example():
+    interval = newcombe(*paired(both=36, only_a=2, only_b=12, neither=0))
+    assert (interval.low, interval.high) == pytest.approx((0.0569, 0.3404), abs=5e-5)  # Newcombe (1998), method 10
+    swapped = newcombe(*paired(both=36, only_a=12, only_b=2, neither=0))
+    assert (swapped.low, swapped.high) == pytest.approx((-0.3404, -0.0569), abs=5e-5)
+
+
+def test_few_problems_on_one_side_are_not_significant():
+    a, b = paired(both=100, only_a=0, only_b=4, neither=96)
+    result = paired_difference(a, b)
+    assert result.p_value == 0.125  # 2 / 2^4
+    assert result.interval.low < 0 < result.interval.high
+    assert paired_bootstrap(a, b).interval.low > 0  # which resampling cannot see
+    partial = np.array(a) * 0.5
+    better = partial + np.array([0, 0.1, 0.2, 0.3, 0.4] + [0] * 195)
+    assert paired_difference(partial, better).p_value == 0.125
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([-0.5, -0.25, 0, 0.25, 0.5, 0.75]), min_size=1, max_size=10))
+def test_the_randomization_test_counts_all_signs(differences):
+    sums = [abs(sum(d * s for d, s in zip(differences, signs, strict=True))) for signs in all_signs(len(differences))]
+    expected = np.mean([value >= abs(sum(differences)) - 1e-9 for value in sums])
+    assert randomization_test(differences) == pytest.approx(expected, abs=1e-12)
+
+
+def all_signs(count: int) -> list[tuple[int, ...]]:
+    return list(product((-1, 1), repeat=count))
+
+
+def test_drawn_signs_estimate_the_exact_p_value_in_bounded_memory(monkeypatch):
+    differences = np.random.default_rng(0).normal(0.3, 1, 12)
+    exact = randomization_test(differences)
+    monkeypatch.setattr(significance, "CHUNK", 120)  # ten resamples at a time
+    assert randomization_test(differences, resamples=4000) == pytest.approx(exact, abs=0.03)
+    assert 0.05 < exact < 0.95
+
+
+def test_of_equal_models_that_differ_in_few_problems_at_most_one_in_twenty_is_called_different():
+    """Unlike by resampling, which calls more of them different."""
+    generator = np.random.default_rng(0)
+    exact, resampled = [], []
+    for _ in range(300):
+        differences = np.zeros(200)
+        differences[:4] = generator.choice([-1, 1], 4) * [0.25, 0.5, 0.5, 0.5]
+        a, b = np.maximum(-differences, 0), np.maximum(differences, 0)
+        result = paired_bootstrap(a, b, resamples=400)
+        exact.append(result.p_value < 0.05)
+        resampled.append(not result.interval.low <= 0 <= result.interval.high)
+    assert np.mean(exact) <= 0.05 < np.mean(resampled)
+
+
+def test_95_of_100_of_newcombes_intervals_hold_the_difference():
+    generator = np.random.default_rng(0)
+    chances = np.array([0.3, 0.02, 0.06, 0.62])  # both, only A, only B, neither
+    drawn = generator.multinomial(200, chances, size=1000)
+    intervals = [newcombe(*paired(*counts)) for counts in drawn.tolist()]
+    assert 0.93 <= np.mean([interval.low <= 0.04 <= interval.high for interval in intervals]) <= 0.98
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -120,6 +204,7 @@ def test_of_equal_models_one_in_twenty_is_called_different():
         (lambda: bootstrap([0, 1], resamples=0), "resamples must be at least 1, got 0"),
         (lambda: paired_bootstrap([1, 0], [1]), "same problems, got 2 and 1"),
         (lambda: mcnemar([1, 0], [1, 0.5]), "0 and 1 only"),
+        (lambda: newcombe([1, 0.5], [1, 0]), "0 and 1 only"),
         (lambda: mcnemar([1, 0], [1]), "same problems, got 2 and 1"),
         (lambda: wilson(3, 2), "got 3 of 2"),
         (lambda: wilson(1, 2, 2.0), "level"),

@@ -94,3 +94,15 @@ def test_accumulation_equals_one_large_batch(tiny_llama, tmp_path, alone, strate
     options = [*two(strategy, batch_size=1), "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8"]
     run(command(tiny_llama, tmp_path, *COMMON, *options, f"--trainer.precision={precision}"))
     assert_close(tmp_path / "test", alone[precision], 1e-5 if strategy == "ddp" else 5e-3, validation=False)
+
+
+@pytest.mark.slow
+def test_updates_are_measured_in_full_under_zero3(tiny_llama, tmp_path):
+    """The hybrid's layers are copied with their weights, which no rank holds in full during the forward pass."""
+    options = [*COMMON, "--model.adapter.init_args.use_dora=true", "--trainer.precision=bf16-true"]
+    run(command(tiny_llama, tmp_path / "one", *options, "--data.batch_size=4"))
+    run(command(tiny_llama, tmp_path / "two", *options, *two("zero3")))
+    measure = "spectra/effective_rank/mean"
+    ours, theirs = (losses(tmp_path / folder / "test", measure) for folder in ("two", "one"))
+    assert ours.keys() == theirs.keys() == {3, 7}
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=0.05)

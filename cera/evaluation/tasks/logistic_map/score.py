@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from cera.evaluation.statistics import bootstrap
+from cera.evaluation.statistics import mean_interval
 from cera.evaluation.tasks.logistic_map.problem import half_unit, logistic_map, tolerances, trajectory
 
 LARGEST_TOLERANCE = 0.05
@@ -94,7 +94,7 @@ def collapse(values: Sequence[float], r: float, x0: float, decimals: int) -> tup
 
 
 def summarize(scores: Sequence[Sequence[TrajectoryScore]]) -> dict[str, dict[str, float]]:
-    """Return means over problems with 95% bootstrap intervals.
+    """Return means over problems with 95% intervals.
 
     Args:
         scores: For each problem, the scores of its samples, which are averaged.
@@ -119,7 +119,7 @@ def summarize(scores: Sequence[Sequence[TrajectoryScore]]) -> dict[str, dict[str
 
 
 def _mean(shares: Sequence[float], unit: float = 1.0) -> dict[str, float]:
-    interval = bootstrap(shares)
+    interval = mean_interval(shares)
     return {"value": fmean(shares) * unit, "low": interval.low * unit, "high": interval.high * unit}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.harness import RESULTS, ratio_table, save
 from benchmarks.process import BenchmarkError
+from cera.cli.paths import user_path
 
 NAMES = (
     *("layer", "decoding", "logits", "tracking", "spectra"),
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=[*NAMES, "all", "report"], help="a benchmark, all of them, or the report")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: all in under ten minutes")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=user_path, default=RESULTS, help="folder of the JSON files (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.name == "report":
         if options.quick:

@@ -10,6 +10,7 @@ Example:
     'cera.CeraConfig'
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _compose(path: Path, including: tuple[Path, ...], composed: dict[Path, dict[
     chain = " -> ".join(str(p) for p in (*including, path))
     if file in {p.resolve() for p in including}:
         raise ValueError(f"configuration includes itself: {chain}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes a name that is too long
         raise ValueError(f"no such configuration: {chain}")
     if len(including) >= MOST_FILES or len(composed) >= MOST_FILES:
         raise ValueError(
@@ -76,9 +77,9 @@ def _compose(path: Path, including: tuple[Path, ...], composed: dict[Path, dict[
     included = typed_values(content.pop("include", None)) or []
     if isinstance(included, str):
         included = [included]
+    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
+        raise ValueError(f"include must name files, got {repr(included)[:200]}: {chain}")
     for name in included:
-        if not isinstance(name, str):
-            raise ValueError(f"include must name files, got {name!r}: {chain}")
         other = configuration_file(name) if NAME.fullmatch(name) else path.parent / expand_home(name)
         merged = merge(merged, _compose(other, (*including, path), composed))
     composed[file] = merge(merged, current_class_paths(content))

@@ -12,6 +12,9 @@ from jsonargparse import Namespace
 LONGEST = 255
 """Maximum number of bytes of the name of a file or directory."""
 
+LONGEST_PATH = 4000
+"""Maximum number of bytes of a path; Linux allows 4,095, and files in it need some."""
+
 PATHS = frozenset({"runs", "out", "adapter", "base", "tokenizer", "ckpt_path", "data_files", "folder", "save_dir"})
 """Names of the options and arguments of classes that hold paths. ``base`` and ``tokenizer`` may be names on the hub."""
 
@@ -53,5 +56,5 @@ def with_home(value: Any, name: str = "") -> Any:
 def _check(path: str, name: str) -> None:
     if not path or "\0" in path:
         raise ValueError(f"{name} must be a path, got {path!r}.")
-    if any(len(os.fsencode(part)) > LONGEST for part in path.split("/")):
-        raise ValueError(f"{name} has a part of more than {LONGEST} bytes, got {path[:LONGEST]!r}...")
+    if any(len(os.fsencode(part)) > LONGEST for part in path.split("/")) or len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"{name} must be a path, got one of {len(path)} characters: {path[:LONGEST]!r}...")

@@ -53,8 +53,10 @@ def find_results(folder: Path, name: str | None) -> Path:
         name: Name of the evaluation; ``None`` if the run has only one.
 
     Raises:
-        RecordError: There is none, or several and no ``name``.
+        RecordError: There is none, or several and no ``name``; or ``name`` is a path.
     """
+    if name is not None and (name in ("", ".", "..") or "/" in name):
+        raise RecordError(f"--name must be the name of an evaluation, got {name!r}.")
     if (folder / "eval.json").is_file():
         return folder
     matches = sorted(path.parent for path in folder.glob(f"eval/{glob.escape(name) if name else '*'}/eval.json"))

@@ -19,10 +19,11 @@ from typing import Any
 from datasets import Dataset
 
 from cera.data import DataError
+from cera.data.template import prepare_template
 from cera.evaluation import answers
 from cera.evaluation.records import Record, read
 from cera.evaluation.tasks import GSM8K
-from cera.models.backbone import locate
+from cera.models.backbone import load_tokenizer, locate
 from cera.models.weight_files import check_weight_files
 from cera.runs.saved_adapter import SavedAdapter
 
@@ -70,6 +71,17 @@ def resolve_model_args(model_args: dict[str, Any]) -> dict[str, Any]:
         check_weight_files(resolved["pretrained"])
         resolved["pretrained"] = locate(resolved["pretrained"])
     return resolved
+
+
+def try_template(model_args: dict[str, Any]) -> None:
+    """Try the chat template of the model of ``model_args``, if it is on this machine; see ``prepare_template``.
+
+    Raises:
+        TemplateError: The template cannot be used, or does not end.
+    """
+    name = str(model_args.get("tokenizer") or model_args.get("pretrained"))
+    if Path(name).is_dir():
+        prepare_template(load_tokenizer(name))
 
 
 def local_gsm8k(**_: Any) -> dict[str, Dataset]:

@@ -16,7 +16,10 @@ from cera.cli.paths import expand_home
 from cera.cli.run_command import run_command
 from cera.cli.shipped import argument_with_file
 from cera.evaluation import answers
-from cera.evaluation.lm_eval import require_lm_eval, rescore, resolve_model_args
+from cera.evaluation.lm_eval import require_lm_eval, rescore, resolve_model_args, try_template
+
+NAMES = ("peft", "pretrained", "tokenizer")
+"""Arguments of lm-eval's models that may be paths."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +45,10 @@ def _run_harness(arguments: list[str]) -> None:
     harness = HarnessCLI()
     options = harness.parse_args()
     if getattr(options, "model_args", None):
-        options.model_args = resolve_model_args(options.model_args)
+        names = {key: expand_home(value) for key, value in options.model_args.items() if key in NAMES}
+        options.model_args = resolve_model_args({**options.model_args, **names})
+        if getattr(options, "apply_chat_template", False):
+            try_template(options.model_args)
     harness.execute(options)
 
 

@@ -232,10 +232,16 @@ def laughing(levels: int) -> str:
         ("- " * 50_000, "nested too deeply"),
         ("a: 1\n" * 200_000, "1000000 characters"),
         ("a: &x 1\nb: *y", "not YAML"),
+        ("a: !!int ''", "not of the type of its tag"),
+        ("a: !!timestamp x", "not of the type of its tag"),
+        ("a: !!bool x", "not of the type of its tag"),
+        ("include: 5", "include must name files, got 5"),
+        ("include: [a.yaml, [b]]", "include must name files"),
+        ("include: {a: b}", "include must name files"),
+        (f"include: {'x' * 300}", "no such configuration"),
     ],
-    ids=["laughs", "merges", "cycle", "deep cycle", "lists", "dashes", "long", "unknown"],
 )
-def test_a_file_beyond_the_limits_is_one_line(tmp_path, text, complaint) -> None:
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, text, complaint) -> None:
     path = write(tmp_path / "a.yaml", text)
     with pytest.raises(ValueError, match=complaint) as refusal:
         compose(path)

@@ -63,9 +63,9 @@ def test_a_run_goes_below_the_home_directory_and_keeps_its_path(home, tiny_llama
     assert config["model"]["base"] == f"{home}/tiny"
 
 
-@pytest.mark.parametrize("value", ["", "a\0b", "x" * 300, "/tmp/" + "\u00e9" * 200 + "/a"])
+@pytest.mark.parametrize("value", ["", "a\0b", "x" * 300, "/tmp/" + "\u00e9" * 200 + "/a", "/tmp" * 1000 + "/a"])
 def test_a_path_that_no_file_can_have_is_refused(value) -> None:
-    with pytest.raises(ValueError, match=r"runs (must be a path|has a part of more than 255 bytes)"):
+    with pytest.raises(ValueError, match=r"runs must be a path, got"):
         with_home(value, "runs")
     assert with_home(value, "system") == value
 

@@ -167,13 +167,23 @@ def test_what_is_no_samples_file(text, says, tmp_path, monkeypatch, capsys):
     assert str(file) in err
 
 
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
+def test_mistakes_are_one_line(tmp_path, tiny_llama, monkeypatch, capsys):
     pytest.importorskip("lm_eval")
+    monkeypatch.setattr("cera.data.bounded.CPU_SECONDS", 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    endless = shutil.copytree(tiny_llama, tmp_path / "endless")
+    loops = "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2
+    (endless / "chat_template.jinja").write_text(loops)
+    template = ["--apply_chat_template", "--tasks", str(TASK)]
     for arguments, says in (
         (["rescore"], "takes one file"),
         (["rescore", str(tmp_path / "none.jsonl")], "no such file"),
         (["run", "--model", "hf", "--model_args", f"peft={tmp_path}"], "neither a run nor an adapter"),
         (["run", "--model", "hf", "--model_args", "pretrained=package://nowhere/m.gguf"], "nowhere is not installed"),
+        (
+            ["run", "--model", "hf", "--model_args", "pretrained=~/endless", *template],
+            "template did not end within 1 s",
+        ),
     ):
         status, _, err = command(monkeypatch, capsys, *arguments)
         assert status == 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .extraction import ExtractionRule, candidates, is_prose, marked, unmarked
-from .notation import LONGEST
+from .number_words import in_digits
 from .sandbox import Sandbox
 from .shortcuts import settled
 from .units import is_numeric
@@ -35,7 +35,7 @@ def judge(prediction: object, gold: object) -> Verdict:
 
     Both are whole solutions, of which the marked answer counts (see ``extract``), or bare answers. If a prediction, or
     what follows its "The answer is", is prose, and the gold answer is a number, then the last number in it is the
-    answer, unless the prose itself equals the gold answer.
+    answer, unless the prose itself equals the gold answer. If the gold answer is a number, one in words is its value.
 
     ``equality.check`` defines which answers are equal. It runs in a process of its own under limits of processor time
     and memory (``answers.sandbox``), which starts with the first comparison that needs it. Answers whose comparison
@@ -53,8 +53,9 @@ def judge(prediction: object, gold: object) -> Verdict:
     gold_mark = marked(solution)
     target = gold_mark.answer if gold_mark else unmarked(solution)
     verdict = Verdict(False, None, None)
-    for extraction in candidates(text, numeric=is_numeric(target[:LONGEST])):
-        correct = _equal(extraction.answer, target)
+    numeric = is_numeric(target)
+    for extraction in candidates(text, numeric):
+        correct = _equal(in_digits(extraction.answer) if numeric else extraction.answer, target)
         if correct or extraction.extracted_by != "whole text" or not is_prose(text):
             verdict = Verdict(correct, extraction.answer, extraction.extracted_by)
         if correct:

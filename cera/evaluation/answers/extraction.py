@@ -6,10 +6,7 @@ Extraction(answer='\\frac{1}{2}', extracted_by='boxed')
 Extraction(answer='$18', extracted_by='phrase')
 """
 
-# ruff: noqa: RUF001  (a number may begin with a typographic minus sign)
-
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +14,7 @@ from typing import Literal
 from .notation import LONGEST
 from .rules_words import NAMES
 from .units import is_quantity
+from .written_numbers import NUMBER, last_number
 
 ExtractionRule = Literal["boxed", "hashes", "phrase", "last number", "whole text"]
 """What identifies an answer."""
@@ -111,15 +109,9 @@ _WINDOW = 2 * LONGEST
 
 # --- Numbers
 
-_NUMBER = re.compile(  # -$1,234.50 | \frac{3}{4} | 3/4 | 3:45 | .5 | 50%; but not the 2 of x_2, or the -3 of 10-3
-    r"(?<!not )(?:(?<![\w)}\]])[-−])?\\?\$?-?"
-    r"(?:\\[dt]?frac\{-?\d+\}\{\d+\}"
-    r"|(?<![A-Za-z_^\d.])(?:\d{1,2}:\d\d(?!\d)|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+))"
-    r"(?:\s?\\?%)?"
-)
-_NUMBER_AND_UNIT = re.compile(rf"(?:{_NUMBER.pattern})(?:\s?[A-Za-z°]+){{0,3}}[.!]?")  # 5 miles per hour
+_NUMBER_AND_UNIT = re.compile(rf"(?:{NUMBER})(?:\s?[A-Za-z°]++){{0,3}}[.!]?")  # 5 miles per hour
 _NUMBER_AFTER_WORDS = re.compile(  # I got 18. | so, \(18\)
-    rf"(?:[A-Za-z']+[,:]? )+(?:\\\()?(?:{_NUMBER.pattern})(?:\$|\\\))?[.!]?"
+    rf"(?:[A-Za-z']+[,:]? )+(?:\\\()?(?:{NUMBER})(?:\$|\\\))?[.!]?"
 )
 
 # --- Sentences
@@ -161,9 +153,10 @@ def _boxed(text: str) -> str | None:
 def _after_hashes(text: str) -> str | None:
     """Return what follows the last ``####``, unless it is the heading of a section."""
     answer = None
+    end = len(text.rstrip())
     for match in _HASHES.finditer(text):
         line = match[1].strip()
-        if _NUMBER_AND_UNIT.fullmatch(line) or (line and not text[match.end() :].strip()):
+        if _NUMBER_AND_UNIT.fullmatch(line) or (line and match.end() >= end):
             answer = line
     return _trimmed(answer) if answer else None
 
@@ -202,13 +195,6 @@ def _trimmed(answer: str) -> str:
         if shorter == answer:
             return answer
         answer = shorter
-
-
-def last_number(text: str) -> str | None:
-    """Return the last number of a text; only ``LONGEST`` characters up to the last digit are searched."""
-    end = max(text.rfind(digit) for digit in "0123456789") + 1
-    last = deque(_NUMBER.finditer(text, max(0, end - LONGEST), end + 3), maxlen=1)
-    return last[0][0].replace("\\$", "").replace("$", "") if last else None
 
 
 def _words(line: str) -> list[str]:

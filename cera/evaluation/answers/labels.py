@@ -17,6 +17,7 @@ _OPTION = re.compile(
 _TIME = re.compile(
     r"(\d{1,2})(?=\s*[:ap])(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(?:([ap])\.?\s?m)?\.?", re.IGNORECASE
 )  # 14:30 | 5 a.m. | 4:51:06 PM
+_HOUR = re.compile(r"(\d{1,2})()()()")  # 5
 
 
 def same_option(a: str, b: str) -> bool | None:
@@ -29,11 +30,14 @@ def same_option(a: str, b: str) -> bool | None:
 
 
 def same_time(a: str, b: str) -> bool | None:
-    """Return whether both are the same time of the day; ``None`` unless both are times.
+    """Return whether both are the same time of the day; ``None`` unless one is a time, and the other a time or an hour.
 
     If only one of them says whether it is before noon, the question has said so.
     """
     first, second = _TIME.fullmatch(plain(a)), _TIME.fullmatch(plain(b))
+    if first is None and second is None:
+        return None
+    first, second = first or _HOUR.fullmatch(plain(a)), second or _HOUR.fullmatch(plain(b))
     if first is None or second is None:
         return None
     (hour_a, *rest_a, half_a), (hour_b, *rest_b, half_b) = first.groups(), second.groups()

@@ -16,7 +16,7 @@ SEPARATE_NUMBERS = re.compile(r"\d \d")
 """Two numbers, such as ``1 2``, which are neither 12 nor a product."""
 
 _FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d+)\}\{(\d+)\}|([-+]?)(\d+)/(\d+)")  # -\frac{1}{2} | 1/2
-_DECIMAL = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:\\times10\^(?:\{([-+]?\d{1,3})\}|(\d)))?")  # -.5 | 2\times10^3
+_DECIMAL = re.compile(r"([-+]?(?:\d+(?:\.\d*)?|\.\d+))(?:\\times10\^(?:\{([-+]?\d{1,3})\}|(\d)))?")  # -.5 | 2\times10^3
 _REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")  # 0.1\overline{6}
 _IN_BASE = re.compile(r"(-?(?=[0-9A-Z]*\d)[0-9A-Z]+)_\{?(\d{1,2})\}?")  # 1A_{16}
 

@@ -22,6 +22,12 @@ AMOUNTS = RuleGroup(
     "Write numbers without separators and money as a value with a unit, while spaces and dollar signs are still there.",
     (
         Rule(
+            "Write a negative number with its sign.",
+            r"(?<![A-Za-z])(?i:negative)\s(?=\d)",
+            "-",
+            example=("negative 42", "-42"),
+        ),
+        Rule(
             "Drop a comma between digits that is set as a separator.",
             r"(?<=\d)(?:\{,\}|,\\!|\\!,)\s*(?=\d)",
             "",

@@ -114,7 +114,7 @@ TYPESETTING = RuleGroup(
             "Drop the letters of ordinals.",
             rf"(?<=\d)(?:(?:(?<=1)st|(?<=2)nd|(?<=3)rd|th)(?![A-Za-z])"
             rf"|\s*\^\s*\{{\s*(?:\\text\{{\s*{_ORDINAL}\s*\}}|{_ORDINAL})\s*\}}"
-            rf"|\s*\^?\s*\\text\{{\s*{_ORDINAL}\s*\}})",
+            rf"|\s*+\^?\s*+\\text\{{\s*{_ORDINAL}\s*\}})",
             "",
             example=(r"21^{\text{st}}", "21"),
         ),

@@ -45,7 +45,7 @@ WORDS = RuleGroup(
         ),
         Rule(
             'Write "and" and "or" between answers as commas.',
-            r",?\s*(?:\\text\{[\s,]*(?:and|or)\s*\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z]))",
+            r"(?:,|(?<!\s))\s*+(?:\\text\{[\s,]*(?:and|or)\s*\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z]))",
             ", ",
             example=(r"-2 \text{ or } -12", "-2,  -12"),
         ),

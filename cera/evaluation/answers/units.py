@@ -10,7 +10,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from .notation import TRIGONOMETRIC, is_text, normalize
+from .labels import same_time
+from .notation import LONGEST, TRIGONOMETRIC, is_text, normalize
 from .numbers import number
 
 _UNITS_BY_DIMENSION = {
@@ -62,6 +63,7 @@ _VALUE_AND_UNIT = re.compile(  # 5\text{ cm}^2 | 50% | 90^\circ | 72^\circ\text{
 _VALUE_AND_WORDS = re.compile(  # 5 miles per hour | 3\pi cm^2
     r"(?P<value>.*(?:[\d})]|\\pi))(?P<space>\s*)(?P<unit>[A-Za-z]+(?:[ ./]+[A-Za-z]+|\^\{?[23]\}?)*)"
 )
+_RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+")  # 2:3
 _PLURAL = re.compile("(?:y|ies|e?s?)$")  # berry, berries; box, boxes
 
 
@@ -102,8 +104,12 @@ def is_quantity(answer: str) -> bool:
 
 
 def is_numeric(answer: str) -> bool:
-    """Return whether an answer is a number, perhaps with a unit."""
-    return number(quantity(normalize(answer))[0]) is not None
+    """Return whether an answer is a number, perhaps with a unit, a ratio, or a time of the day."""
+    if len(answer) > LONGEST:
+        return False
+    text = normalize(answer)
+    is_ratio = _RATIO.fullmatch(text) is not None
+    return is_ratio or same_time(text, text) is not None or number(quantity(text)[0]) is not None
 
 
 def measured(unit: str) -> UnitMeasure | None:

@@ -73,6 +73,17 @@ from cera.evaluation.answers import Extraction, Verdict, extract, is_correct, ju
         ("I ate 3/4 of it", "3/4", "last number"),
         ("It is about \\frac{3}{4} of x_2", r"\frac{3}{4}", "last number"),
         ("Up by 50%.", "50%", "last number"),
+        ("That makes 12 500", "12 500", "last number"),
+        ("So we get $1{,}000$ of them", "1{,}000", "last number"),
+        ("She needs 2 1/2 cups.", "2 1/2", "last number"),
+        ("They share it 2:3.", "2:3", "last number"),
+        ("It ends at 3:45 p.m. on Monday", "3:45 p.m.", "last number"),
+        ("So 10^6 people came", "10^6", "last number"),
+        ("They make $5 million a year", "5 million", "last number"),
+        ("She has forty-two apples left.", "forty-two", "last number"),
+        ("It is １２½ of it", "１２½", "last number"),  # wide digits
+        ("It fell to negative 5 degrees", "negative 5", "last number"),
+        ("An area of 5 cm^{2}", "5", "last number"),
         ("#### **`$5$`.**", "5", "hashes"),
         ("#### 5" + ".*" * 2000, "5", "hashes"),  # no depth of emphasis is an error
     ],
@@ -95,6 +106,83 @@ def test_a_number_after_words_is_the_answer(text):
     assert is_correct(text, "18")
     assert not is_correct(text, "8")
     assert not is_correct("x" + text, "18x")
+
+
+@pytest.mark.parametrize(
+    "text", [r"So it is $2\sqrt{3}$ cm", r"It is \frac{\sqrt{3}}{2} here", r"So 12\pi in all", "√3 of it"]
+)
+def test_an_operand_is_no_answer(text):
+    assert extract(text) is None
+
+
+def test_a_small_number_in_words_is_often_no_number():
+    assert extract("Neither of the two is one of them.") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("The answer is two.", "2"),
+        (r"\boxed{Forty two}", "42"),
+        ("a hundred and five", "105"),
+        ("#### Six apples", "6"),
+        ("The answer is three million.", "3000000"),
+    ],
+)
+def test_a_number_in_words_is_its_value_if_a_number_is_asked_for(text, gold):
+    assert is_correct(text, gold)
+    assert not is_correct(text, gold + "0")
+    assert not is_correct(text, rf"\text{{more than {gold}}}")
+
+
+NUMBERS = [  # as it is written, its value, and what only a part of it would be
+    ("12 500", "12500", "500"),
+    ("1 000 000", "1000000", "0"),
+    ("12\N{NO-BREAK SPACE}500", "12500", "500"),
+    ("1,250.50", "1250.5", "250.5"),
+    ("1{,}000", "1000", "0"),
+    (r"12\,345", "12345", "345"),
+    (r"10,\!080", "10080", "80"),
+    ("2 1/2", "5/2", "1/2"),
+    (r"2\frac{1}{2}", "2.5", "1/2"),
+    (r"\frac34", "0.75", "34"),
+    ("2½", "2.5", "2"),
+    ("2:3", "2:3", "3"),
+    ("3:45", "3:45", "45"),
+    ("3:45 p.m.", "15:45", "45"),
+    ("14:30:05", "2:30:05 PM", "5"),
+    ("5 p.m.", "5", "4"),
+    ("1.5e3", "1500", "3"),
+    ("1.5 x 10^3", "1500", "10"),
+    (r"1.5 \times 10^{3}", "1500", "1.5"),
+    ("10^6", "1000000", "10"),
+    ("10²", "100", "10"),
+    ("5 million", "5000000", "5"),
+    ("50 percent", "0.5", "5"),
+    ("forty-two", "42", "40"),
+    ("two thousand five hundred", "2500", "500"),
+    ("negative 5", "-5", "5"),
+]
+SENTENCES = [
+    "That makes {}",
+    "So in all {} of them came.",
+    "#### {}\nDone.",
+    "The answer is {}.",
+    r"It is \boxed{{{}}}.",
+    "{}",
+]
+
+
+@pytest.mark.parametrize(("written", "value", "part"), NUMBERS)
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_a_number_is_read_whole_and_alike_wherever_it_stands(sentence, written, value, part):
+    text = sentence.format(written)
+    verdict = judge(text, value)
+    assert verdict.correct
+    assert " ".join(verdict.answer.split()).rstrip(".") == " ".join(written.split()).rstrip(".")
+    assert is_correct(verdict.answer, value)  # the record's answer is the one that was compared
+    assert extract(text).answer == verdict.answer
+    assert not is_correct(text, part)
 
 
 def test_solutions_and_bare_answers():

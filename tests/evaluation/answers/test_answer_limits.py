@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -5,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cera.evaluation.answers import correctness, extract, is_correct, judge
+from cera.evaluation.answers.extraction import candidates, is_prose, unmarked
+from cera.evaluation.answers.notation import GROUPS, normalize, plain
+from cera.evaluation.answers.number_words import in_digits
 from cera.evaluation.answers.shortcuts import settled
+from cera.evaluation.answers.units import is_numeric
+from cera.evaluation.answers.written_numbers import last_number
 
 HOSTILE = {
     "tower": "9^{9^{9^9}}",
@@ -59,6 +65,40 @@ def test_no_text_takes_more_than_a_second(name):
     extract(HOSTILE[name])
     assert time.monotonic() - begin < load()
     assert is_correct("x+1", "1+x")
+
+
+PIECES = [
+    *" \n1a$\\\\{}()[],.^_=<|:½", "1 ", "a ", "\\\\", "\\text{", "\\text{a}", "\\frac", "\\sqrt", "1/2", "\\,",
+    " 000", ",000", "and", "####", "#### a\n", "answer is ", "\\boxed{", "\\boxed ", "$x$ ", " (", "\\begin",
+    "two ", "a hundred ",
+]  # fmt: skip
+SCANS = {
+    **{rule.purpose: rule.apply for group in GROUPS for rule in group.rules},
+    **{f.__name__: f for f in (extract, unmarked, is_prose, last_number, in_digits, normalize, is_numeric, plain)},
+    "candidates": lambda text: list(candidates(text, numeric=True)),
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_every_scan_is_linear(name):
+    """Quadratic time would be 0.3 seconds and more for 20,000 characters."""
+
+    def seconds(text: str) -> float:
+        begin = time.process_time()
+        SCANS[name](text)
+        return time.process_time() - begin
+
+    for piece in PIECES:
+        for start, end in (("1", ""), ("", "#")):
+            text = start + piece * (20_000 // len(piece)) + end
+            assert seconds(text) < 0.1 or min(seconds(text) for _ in range(3)) < 0.2, (start, piece, end)
+
+
+def test_a_scan_that_is_not_linear_would_be_noticed():
+    text = "1" + " " * 20_000 + "#"
+    begin = time.process_time()
+    re.sub(r"(?<=\d)\s*\^?\s*th", "", text)
+    assert time.process_time() - begin > 0.2
 
 
 COMMANDS = r"\boxed{ \frac \sqrt \left \text{ \pm \\ \{ \} \cup \in \begin{pmatrix} \end{pmatrix} \infty \circ \le"

@@ -150,4 +150,11 @@ UNEQUAL = [
     ("(B)5", "(C)5"),
     ("The answer is not 5.", "5"),
     ("The answer is not 5. It is 6.", "5"),
+    ("5 p.m.", "4"),
+    ("5:30", "5"),
+    ("two-thirds", "2"),
+    ("two thirds", "2"),
+    ("twenty-first", "20"),
+    ("none", "1"),
+    ("weight", "8"),
 ]

@@ -19,11 +19,13 @@ class LRRobustness(Callback):
     ``lr_robustness.png`` in the run directory and to TensorBoard, and logs for the adapter of this run
 
     - ``lr_robustness/final_ppl_spread``: worst minus best final perplexity over the learning rates;
+    - ``lr_robustness/area_over_rates``: final perplexity above the best, averaged over the log of the learning rate;
     - ``lr_robustness/area_between_curves``: highest minus lowest perplexity, averaged over the steps;
     - ``lr_robustness/share_within_1_percent``: share of the learning rates within 1% of the best, in [0, 1];
     - ``lr_robustness/divergences``: number of runs that diverged.
 
-    The first three are computed over finished runs, once there are two learning rates (``cera.studies.lr_robustness``).
+    All but the last are computed over finished runs, once there are two learning rates; the first three are infinite if
+    one diverged (``cera.studies.lr_robustness``).
     Only the first rank works; it reads ``config.yaml``, ``metrics.csv`` and ``diverged.json`` of each run.
     """
 
@@ -74,6 +76,7 @@ class LRRobustness(Callback):
     def _log(trainer: Trainer, result: Robustness) -> None:
         values = {
             "final_ppl_spread": result.spread,
+            "area_over_rates": result.area_over_rates,
             "area_between_curves": result.area_between_curves,
             "share_within_1_percent": result.share_within,
             "divergences": result.divergences,

@@ -66,19 +66,40 @@ class Robustness:
 
     @property
     def spread(self) -> float | None:
-        """Highest minus lowest final perplexity; ``None`` for fewer than two learning rates."""
+        """Highest minus lowest final perplexity: infinite if a learning rate diverged.
+
+        ``None`` for fewer than two learning rates that ended or diverged.
+        """
         finals = self.final_perplexity.values()
-        return max(finals) - min(finals) if len(finals) > 1 else None
+        return self._unless_diverged(max(finals) - min(finals) if len(finals) > 1 else None)
+
+    @property
+    def area_over_rates(self) -> float | None:
+        """Final perplexity above that of the best, averaged over the logarithm of the learning rate.
+
+        It is the area under the line through the final perplexities over the log rate, divided by the range of log
+        rates, so that it does not depend on where rates lie close together. Infinite if a learning rate diverged;
+        ``None`` for fewer than two learning rates that ended or diverged.
+        """
+        rates, finals = np.log(list(self.final_perplexity)), np.array(list(self.final_perplexity.values()))
+        if len(rates) < 2:
+            return self._unless_diverged(None)
+        return self._unless_diverged(float(np.trapezoid(finals - finals.min(), rates) / np.ptp(rates)))
 
     @property
     def area_between_curves(self) -> float | None:
         """Distance between the highest and the lowest curve, averaged over the steps, in units of perplexity.
 
-        ``None`` for fewer than two learning rates with a final perplexity, or if their curves share no steps.
+        Infinite if a learning rate diverged. ``None`` for fewer than two learning rates that ended or diverged, or if
+        their curves share no steps.
         """
-        return mean_distance(
-            [[c.perplexity for c in self.curves[lr] if c.state == "ended"] for lr in self.final_perplexity]
-        )
+        curves = [[c.perplexity for c in self.curves[lr] if c.state == "ended"] for lr in self.final_perplexity]
+        return self._unless_diverged(mean_distance(curves))
+
+    def _unless_diverged(self, value: float | None) -> float | None:
+        """Return ``value``, or infinity if one of several learning rates diverged: to leave it out would be a gain."""
+        several = len(self.final_perplexity) + len(self.diverged) > 1
+        return math.inf if self.diverged and several else value
 
     @property
     def share_within(self) -> float | None:
@@ -139,6 +160,25 @@ def robustness_by_adapter(runs: Iterable[FinishedRun]) -> dict[str, Robustness]:
         divergences = sum(c.state == "diverged" for replicates in curves.values() for c in replicates)
         results[adapter] = Robustness(label, curves, finals, divergences)
     return results
+
+
+def grid_notes(results: Iterable[Robustness]) -> list[str]:
+    """Return a sentence for each way in which the learning rates of a study's adapters are not alike."""
+    results = list(results)
+    notes = []
+    if len({tuple(result.curves) for result in results}) > 1:
+        notes.append("the adapters were not trained at the same learning rates, so their figures do not compare.")
+    for result in results:
+        ratios = np.diff(np.log(list(result.curves)))
+        if len(ratios) > 1 and np.ptp(ratios) > 0.2 * ratios.max():
+            notes.append(f"{result.label}: learning rates are unevenly spaced, and `within 1%` counts rates.")
+        missing = [lr for lr in result.curves if lr not in result.final_perplexity and lr not in result.diverged]
+        if missing:
+            rates = ", ".join(map(format_learning_rate, missing))
+            notes.append(f"{result.label}: no run at {rates} has ended, so its figures are without.")
+        if len({len(replicates) for replicates in result.curves.values()}) > 1:
+            notes.append(f"{result.label}: some learning rates have more replicates than others.")
+    return notes
 
 
 def _curve(run: FinishedRun) -> Curve:

@@ -15,7 +15,13 @@ from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.runs.finished import FinishedRun
-from cera.studies.lr_robustness import Robustness, find_studies, format_learning_rate, robustness_by_adapter
+from cera.studies.lr_robustness import (
+    Robustness,
+    find_studies,
+    format_learning_rate,
+    grid_notes,
+    robustness_by_adapter,
+)
 from cera.studies.lr_robustness_figure import MAX_PANELS, figure, save_figure
 
 
@@ -37,7 +43,8 @@ def _run(path: Path, out: Path) -> None:
         results = robustness_by_adapter(runs).values()
         target = out if index == 1 else out.with_stem(f"{out.stem}-{index}")
         save_figure(figure(results), target)
-        print(f"{_heading(runs)}\n\n{robustness_table(results)}\n\nfigure: {target}\n")
+        notes = "".join(f"note: {note}\n" for note in grid_notes(results))
+        print(f"{_heading(runs)}\n\n{robustness_table(results)}\n\n{notes}figure: {target}\n")
 
 
 def robustness_table(results: Iterable[Robustness]) -> str:
@@ -45,7 +52,7 @@ def robustness_table(results: Iterable[Robustness]) -> str:
     results = list(results)
     all_rates = sorted({lr for r in results for lr in r.curves})
     shown = all_rates if len(all_rates) <= MAX_PANELS else []
-    summary = ["rates", "best", "at", "spread", "area", "within 1%", "diverged"]
+    summary = ["rates", "best", "at", "spread", "area over log rate", "area over steps", "within 1%", "diverged"]
     headers = ["adapter", *map(format_learning_rate, shown), *summary]
     rows = []
     for result in results:
@@ -58,6 +65,7 @@ def robustness_table(results: Iterable[Robustness]) -> str:
                 _number(best),
                 "-" if result.best is None else format_learning_rate(result.best),
                 _number(result.spread),
+                _number(result.area_over_rates),
                 _number(result.area_between_curves),
                 _number(result.share_within, ".0%"),
                 str(result.divergences),

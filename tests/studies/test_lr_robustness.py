@@ -51,17 +51,74 @@ def test_numbers_by_hand(tmp_path):
     assert list(cera.curves) == [1e-4, 3e-4, 5e-4, 7e-4, 1e-3]
     assert cera.final_perplexity == pytest.approx({1e-4: 4.0, 3e-4: 3.01, 5e-4: 3.03})
     assert cera.best == 3e-4
-    assert cera.spread == pytest.approx(0.99)
+    assert (cera.spread, cera.area_over_rates, cera.area_between_curves) == (math.inf,) * 3
     assert cera.diverged == [1e-3]
     assert cera.divergences == 1
     assert cera.share_within == pytest.approx(2 / 4)  # 3.03 is within 1% of 3.01; one is at 4.0, one diverged
+    assert (lora.spread, lora.area_between_curves, lora.share_within, lora.divergences) == (None, None, None, 0)
+    assert lora.final_perplexity == {1e-4: 4.5}
+
+
+def test_numbers_of_rates_that_all_ended_by_hand(tmp_path):
+    write_grid(tmp_path)
+    shutil.rmtree(tmp_path / "e")
+    result = next(iter(robustness_by_adapter(read_study(tmp_path / "a")[1]).values()))
+    assert result.spread == pytest.approx(0.99)
     # widest at step 50, 5 - 3; at 100 it is 4 - 3.01; 3e-4 falls below 5e-4 on the way, at 50 + 50 * 1 / 1.02
     crossing = 50 / 1.02
     gap_there = (5 - crossing / 50) - (3 + 0.03 * crossing / 50)
     area = 50 * (0 + 2) / 2 + crossing * (2 + gap_there) / 2 + (50 - crossing) * (gap_there + 0.99) / 2
-    assert cera.area_between_curves == pytest.approx(area / 100, rel=1e-12)
-    assert (lora.spread, lora.area_between_curves, lora.share_within, lora.divergences) == (None, None, None, 0)
-    assert lora.final_perplexity == {1e-4: 4.5}
+    assert result.area_between_curves == pytest.approx(area / 100, rel=1e-12)
+    # at 1e-4, 3e-4 and 5e-4 it is 0.99, 0 and 0.02 above the best
+    first, second = math.log(3), math.log(5 / 3)
+    assert result.area_over_rates == pytest.approx((0.99 * first / 2 + 0.02 * second / 2) / math.log(5), rel=1e-12)
+
+
+def test_a_diverged_rate_never_improves_a_figure(tmp_path):
+    """Whatever the perplexity with which it could have ended instead."""
+    for name, learning_rate, final in (("a", 1e-4, 4.0), ("b", 3e-4, 3.0)):
+        write_run(tmp_path / name, CERA, learning_rate, {0: 9.0, 50: 6.0, 100: final})
+    alone = one_adapter(tmp_path)
+    write_run(tmp_path / "ended", CERA, 1e-3, {0: 9.0, 50: 7.0, 100: 2e5})
+    ended = one_adapter(tmp_path)
+    shutil.rmtree(tmp_path / "ended")
+    write_run(tmp_path / "diverged", CERA, 1e-3, {0: 9.0, 50: 7.0, 100: math.nan})
+    diverged = one_adapter(tmp_path)
+    for figure_name in ("spread", "area_over_rates", "area_between_curves"):
+        values = [getattr(result, figure_name) for result in (alone, ended, diverged)]
+        assert 0 < values[0] < values[1] <= values[2], figure_name
+    assert diverged.share_within <= ended.share_within
+
+
+def one_adapter(runs: Path):
+    (result,) = robustness_by_adapter(find_runs(runs)).values()
+    return result
+
+
+def test_more_rates_near_one_end_do_not_move_the_area(tmp_path):
+    """Final perplexity is a line over the log rate, whichever rates are drawn from it."""
+    for name, rates in (("even", (1e-5, 1e-4, 1e-3)), ("crowded", (1e-5, 1e-4, 3e-4, 5e-4, 7e-4, 1e-3))):
+        for learning_rate in rates:
+            final = 5.0 + math.log10(learning_rate)
+            write_run(tmp_path / name / str(learning_rate), CERA, learning_rate, {0: 9.0, 100: final})
+        assert one_adapter(tmp_path / name).area_over_rates == pytest.approx(1.0)
+
+
+def test_grids_that_are_not_alike_are_said(tmp_path, capsys):
+    write_grid(tmp_path / "runs")
+    assert main([str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "out.png")]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: the adapters were not trained at the same learning rates, so their figures do not compare.",
+        "note: CeRA r=64: learning rates are unevenly spaced, and `within 1%` counts rates.",
+        "note: CeRA r=64: no run at 7e-4 has ended, so its figures are without.",
+        "note: CeRA r=64: some learning rates have more replicates than others.",
+    ]
+    for name, adapter in (("cera", CERA), ("lora", LORA)):
+        for learning_rate in (1e-4, 3e-4, 1e-3):
+            write_run(tmp_path / "even" / f"{name}{learning_rate}", adapter, learning_rate, {0: 9.0, 100: 3.0})
+    assert main([str(tmp_path / "even")]) == 0
+    assert "note:" not in capsys.readouterr().out
 
 
 def test_a_learning_rate_with_one_diverged_replicate_is_not_a_good_one(tmp_path):
@@ -70,14 +127,14 @@ def test_a_learning_rate_with_one_diverged_replicate_is_not_a_good_one(tmp_path)
     write_run(tmp_path / "c", CERA, 3e-4, {0: 9.0, 50: math.inf}, seed=2)
     (result,) = robustness_by_adapter(find_runs(tmp_path)).values()
     assert result.final_perplexity == {1e-4: 3.0}
-    assert (result.share_within, result.divergences, result.spread) == (0.5, 1, None)
+    assert (result.share_within, result.divergences, result.spread) == (0.5, 1, math.inf)
 
 
 def test_all_diverged(tmp_path):
     for name, learning_rate in (("a", 1e-3), ("b", 1e-2)):
         write_run(tmp_path / name, CERA, learning_rate, {0: 9.0, 50: math.nan})
     (result,) = robustness_by_adapter(find_runs(tmp_path)).values()
-    assert (result.share_within, result.divergences, result.best, result.spread) == (0.0, 2, None, None)
+    assert (result.share_within, result.divergences, result.best, result.spread) == (0.0, 2, None, math.inf)
     figure([result])
 
 
@@ -168,15 +225,15 @@ def test_the_command_prints_a_row_for_each_adapter_and_saves_the_figure(tmp_path
     write_grid(tmp_path / "runs")
     assert main([str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "out.png")]) == 0
     printed = capsys.readouterr().out
-    _, _, header, _, cera, lora, _, where, *_ = printed.splitlines()
+    _, _, header, _, cera, lora, _, *_ = printed.splitlines()
     assert header.split() == [
-        "adapter", "1e-4", "3e-4", "5e-4", "7e-4", "1e-3", "rates", "best", "at", "spread", "area", "within", "1%",
-        "diverged",
+        "adapter", "1e-4", "3e-4", "5e-4", "7e-4", "1e-3", "rates", "best", "at", "spread", "area", "over", "log",
+        "rate", "area", "over", "steps", "within", "1%", "diverged",
     ]  # fmt: skip
-    assert " ".join(cera.split()).startswith("CeRA r=64 4.000 3.010 3.030 not ended diverged 5 3.010 3e-4 0.990 ")
+    assert " ".join(cera.split()).startswith("CeRA r=64 4.000 3.010 3.030 not ended diverged 5 3.010 3e-4 inf inf inf ")
     assert cera.split()[-2:] == ["50%", "1"]
-    assert lora.split() == ["LoRA", "r=64", "4.500", "-", "-", "-", "-", "1", "4.500", "1e-4", "-", "-", "-", "0"]
-    assert where == f"figure: {tmp_path / 'out.png'}"
+    assert lora.split() == ["LoRA", "r=64", "4.500", "-", "-", "-", "-", "1", "4.500", "1e-4", "-", "-", "-", "-", "0"]
+    assert f"figure: {tmp_path / 'out.png'}" in printed.splitlines()
     with Image.open(tmp_path / "out.png") as image:
         assert image.width > 1000
 
@@ -338,7 +395,7 @@ def test_without_a_run_directory_it_refuses_before_training(tiny_llama, tmp_path
 def test_a_directory_that_cannot_be_written_costs_a_warning_and_not_the_run(tiny_llama, tmp_path):
     folder = write_run(tmp_path / "a")
     (folder / ".lr_robustness.png.unfinished").mkdir()  # in the way of the figure
-    with pytest.warns(UserWarning, match="LRRobustness was not brought up to date"):
+    with pytest.warns(UserWarning, match="LRRobustness was not updated"):
         _, _, trainer = fit(tiny_llama, folder, [LRRobustness()])
     assert trainer.global_step == 4
 

@@ -6,7 +6,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cera.runs.finished import DIVERGED, RunError
+from cera.foreign_files import FileError
+from cera.runs.finished import DIVERGED
 from cera.runs.loggers import log_now, tensorboard_loggers
 from cera.studies.lr_robustness import Robustness, read_study, robustness_by_adapter
 from cera.studies.lr_robustness_figure import figure, save_figure
@@ -69,7 +70,7 @@ class LRRobustness(Callback):
             save_figure(drawn, Path(trainer.default_root_dir) / "lr_robustness.png")
             for logger in tensorboard_loggers(trainer):
                 logger.experiment.add_figure("lr_robustness/panels", drawn, trainer.global_step)
-        except (OSError, RunError) as error:  # mostly files of other runs, which must not end this run
+        except (OSError, FileError) as error:  # mostly files of other runs, which must not end this run
             rank_zero_warn(f"LRRobustness was not updated: {error}")
 
     @staticmethod

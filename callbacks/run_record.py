@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from cera.foreign_files import read_json_object
 from cera.runs.environment import training_environment
 from cera.runs.files import replacing
 
@@ -26,7 +27,7 @@ class RunRecord(Callback):
             return
         record = {**training_environment(trainer), "trainable_parameters": trainable_parameters(pl_module)}
         if self.path.exists():
-            first = json.loads(self.path.read_text())
+            first = read_json_object(self.path)
             resumed = {**record, "from_step": trainer.global_step}
             record = {**first, "resumed": [*first.get("resumed", []), resumed]}
         self.path.parent.mkdir(parents=True, exist_ok=True)

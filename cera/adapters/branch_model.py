@@ -115,7 +115,8 @@ class BranchModel(BaseTuner):
                 handle.remove()
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, ModuleLayer | CeraExperts):  # unloading: PEFT would hand on a weight, which these lack
+        # unloading: PEFT would hand on a weight, which these lack, or which is the adapter's and not the base's
+        if isinstance(child, ModuleLayer | CeraExperts | AuxiliaryTrainingWrapper):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
@@ -135,7 +136,8 @@ class BranchModel(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Return the name of a weight in a file: the same whether or not its layer is inside of a wrapped module."""
-        return super()._remove_adapter_name_from_key(key, adapter_name).replace(".base_layer.", ".")
+        name = super()._remove_adapter_name_from_key(key, adapter_name)
+        return name.replace(".base_layer.", ".") if cls.prefix in name else name  # others' are names in the base
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

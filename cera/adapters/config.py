@@ -31,6 +31,8 @@ class BranchConfig(PeftConfig):
         layers_pattern: Name of the module list the indices count in, if it has an unusual one.
         rank_pattern: Module name or regular expression -> ``r``, overriding ``r`` for those modules.
         modules_to_save: Further modules, trained whole and saved with the adapter.
+        trainable_token_indices: Tokens whose embeddings are trained and saved with the adapter, such as new special
+            tokens: a list for the input embedding (and the output, if the two are tied), or lists by module name.
         init_weights: ``True`` starts ``W_down`` at zero, so that step 0 is the base model exactly. ``False``
             draws it as ``W_up`` is drawn.
 
@@ -67,6 +69,9 @@ class BranchConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Module name or regex -> its own r."})
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Further modules, trained whole and saved with the adapter."}
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Tokens whose embeddings are trained as well: a list, or lists by module."}
     )
     init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op (W_down = 0)."})
 
@@ -105,6 +110,10 @@ class BranchConfig(PeftConfig):
             kinds = (list, set, tuple) if name == "modules_to_save" else (list, set, tuple, str)
             value = getattr(self, name)
             self._demand(name, value is None or isinstance(value, kinds), "a list of module names")
+        by_module = self.trainable_token_indices
+        lists = list(by_module.values()) if isinstance(by_module, dict) else [by_module]
+        valid = by_module is None or (bool(lists) and all(map(_are_tokens, lists)))
+        self._demand("trainable_token_indices", valid, "a list of token ids, or such lists by module name")
         self._demand("init_weights", isinstance(self.init_weights, bool), "true or false")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError(f"{self._name}.layers_to_transform needs target_modules as a list, not as a regex.")
@@ -251,6 +260,13 @@ class ParallelConfig(BranchConfig):
 
 def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_tokens(value: object) -> bool:
+    """Return whether ``value`` is a list of one or more distinct token ids."""
+    if not isinstance(value, list | tuple) or not value or len(set(map(repr, value))) < len(value):
+        return False
+    return all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value)
 
 
 def _is_number(value: object) -> bool:

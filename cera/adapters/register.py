@@ -5,8 +5,11 @@
 installed PEFT.
 """
 
+import difflib
+import functools
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from peft import PeftConfig
@@ -15,6 +18,20 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
 Config = TypeVar("Config", bound=PeftConfig)
+
+SCALE = "scaling, the factor s on the update: LoRA's is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora"
+COUNTERPARTS = {
+    "lora_alpha": SCALE,
+    "use_rslora": SCALE,
+    "alpha_pattern": "scaling, which is the same in all layers",
+    "lora_dropout": "dropout, which drops units of the latent",
+    "init_lora_weights": "init_weights",
+    "rank": "r",
+    "bias": "no such argument: the biases of the base stay frozen",
+    "lora_bias": "no such argument: whether the projections have biases is part of the method",
+    "fan_in_fan_out": "no such argument: layers that store their weight transposed are recognized",
+}
+"""Arguments of ``LoraConfig`` -> what the configurations of this package have instead."""
 
 
 def register_adapter(model: type[BaseTuner], method: str | None = None) -> Callable[[type[Config]], type[Config]]:
@@ -62,6 +79,7 @@ def register_adapter(model: type[BaseTuner], method: str | None = None) -> Calla
         register_peft_method(name=name.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
         config.method = name  # type: ignore[attr-defined]
         _set_peft_type(config, peft_type)
+        _explain_unknown_arguments(config)
         return config
 
     return register
@@ -90,6 +108,23 @@ def register_cera() -> None:
     register_adapter(CeraModel)(CeraConfig)
     register_adapter(HoulsbyModel)(HoulsbyConfig)
     register_adapter(ParallelModel)(ParallelConfig)
+
+
+def _explain_unknown_arguments(config: type[Any]) -> None:
+    """Let ``config`` say what it has in place of an argument that it does not know, such as one of ``LoraConfig``."""
+    init, known = config.__init__, [field.name for field in fields(config)]
+
+    @functools.wraps(init)  # keeps the signature, which the command line reads
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name in known:
+                continue
+            near = difflib.get_close_matches(name, known)
+            use = COUNTERPARTS.get(name) or " or ".join(near) or f"one of {', '.join(known)}"
+            raise TypeError(f"{config.__name__} got an unexpected keyword argument {name!r}. Use {use}.")
+        init(self, *args, **kwargs)
+
+    config.__init__ = __init__
 
 
 def _set_peft_type(config: type[Any], peft_type: PeftType) -> None:

@@ -6,6 +6,9 @@ import inspect
 import re
 from collections.abc import Iterable
 
+from cera.adapters import BranchConfig
+from cera.adapters.register import COUNTERPARTS
+
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
     """Return an error message with the keys that are similar to an unknown key it names, or all keys beside that key.
@@ -19,7 +22,10 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     """
     in_class = re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
     if in_class:
-        fields = list(inspect.signature(_import_class(in_class[1])).parameters)
+        config = _import_class(in_class[1])
+        fields = list(inspect.signature(config).parameters)
+        if issubclass(config, BranchConfig) and in_class[2] in COUNTERPARTS:
+            return f"{message}. Use {COUNTERPARTS[in_class[2]]}."
         return f"{message}. {_hint(in_class[2], fields)}It takes {', '.join(fields)}."
     unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
     if unknown:

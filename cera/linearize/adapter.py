@@ -112,6 +112,7 @@ def lora_config(
         alpha_pattern=dict(lower_ranks),
         target_modules=_target_modules(model, {layer.name for layer in layers}),
         modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,

@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, NamedTuple
 
 import yaml
 
-from cera.foreign_files import one_line
+from cera.foreign_files import FileError, one_line, require_file
 from cera.foreign_yaml import load_yaml
 from cera.runs.moved import current_class_paths
 from cera.spectral.files import Spectra, spectra_files
@@ -42,7 +43,7 @@ LABELS = {"Cera": "CeRA", "Lora": "LoRA", "AdaLora": "AdaLoRA"}
 WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA"}
 
 
-class RunError(ValueError):
+class RunError(FileError):
     """A directory is not a run directory, or lacks files that a study needs."""
 
 
@@ -89,7 +90,23 @@ class FinishedRun:
             _ = run.learning_rate
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path} is not a run directory: {file} has no number as model.learning_rate.") from error
+        run._check_types(file)
         return run
+
+    def _check_types(self, file: Path) -> None:
+        """Raise ``RunError`` if a setting that is read later has a type that no run gives it."""
+        trainer, settings = self.config.get("trainer"), self.config["model"]["adapter"].get("init_args")
+        for name, value in (("trainer", trainer), ("model.adapter.init_args", settings)):
+            if not isinstance(value, dict | None):
+                raise RunError(f"{file}: {name} must be a mapping, got {short_repr(value)}.")
+        numbers = {f"trainer.{name}": (trainer or {}).get(name) for name in ("max_steps", "max_epochs")}
+        for name, value in {**numbers, "the adapter's r": self.rank}.items():
+            if value is not None and type(value) is not int:
+                raise RunError(f"{file}: {name} must be an integer, got {short_repr(value)}.")
+        try:
+            _ = self.identity
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RunError(f"{file} has values that no configuration has: {one_line(error)}.") from error
 
     @property
     def name(self) -> str:
@@ -127,7 +144,8 @@ class FinishedRun:
         trainer_settings = self.config.get("trainer") or {}
         trainer = {name: trainer_settings.get(name) for name in STUDY_SETTINGS}
         study = {"model": model, "data": self.config.get("data"), "trainer": trainer}
-        adapter = self.config["model"]["adapter"]
+        settings = {k: v for k, v in self._adapter_settings.items() if v is not None}  # earlier runs have fewer
+        adapter = {**self.config["model"]["adapter"], "init_args": settings}
         return RunIdentity(json.dumps(study, sort_keys=True), json.dumps(adapter, sort_keys=True))
 
     def curve(self, column: str) -> dict[int, float]:
@@ -162,7 +180,7 @@ class FinishedRun:
         if record.exists():
             try:
                 return str(json.loads(record.read_text())["reason"])
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 return f"{record} is there"  # only partly written
         for column in ("train/loss", "val/perplexity"):
             values = self.curve(column)
@@ -209,13 +227,26 @@ def adapter_label(class_path: str, settings: dict[str, Any]) -> str:
 
 
 def curve(path: Path, column: str) -> dict[int, float]:
-    """Return a column of a ``metrics.csv`` by optimizer steps done, without an incomplete last line."""
-    try:
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
-    except FileNotFoundError:
+    """Return a column of a ``metrics.csv`` by optimizer steps done, without an incomplete last line.
+
+    Raises:
+        RunError: The file cannot be read, or is no table with a column ``step``.
+    """
+    if not path.exists():
         return {}
+    try:
+        lines = require_file(path).read_text(errors="replace").splitlines(keepends=True)
+        reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+        if reader.fieldnames is not None and "step" not in reader.fieldnames:
+            raise RunError(f"{path} has no column step: not the metrics of a run.")
+        return _column(reader, column)
+    except (OSError, csv.Error) as error:
+        raise RunError(f"{path} cannot be read: {one_line(error)}.") from error
+
+
+def _column(rows: Iterable[dict[str, str | None]], column: str) -> dict[int, float]:
     values: dict[int, float] = {}
-    for row in csv.DictReader(line for line in lines if line.endswith("\n")):
+    for row in rows:
         value, step = row.get(column), row.get("step") or ""
         if value and step.isdigit():
             # Lightning numbers steps from 0; the base model is logged at step 0, too, but without an epoch

@@ -6,13 +6,16 @@ Examples:
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from cera.foreign_files import FileError, one_line, require_file
 
 Quantity = Literal["update", "latent", "weight"]
 """Which matrix is measured (see ``cera.spectral``)."""
@@ -54,25 +57,64 @@ class Spectra:
 
     @classmethod
     def read(cls, path: Path) -> "Spectra":
-        """Read a file that ``save`` wrote; its name must be ``step=N.safetensors``."""
+        """Read a file that ``save`` wrote; its name must be ``step=N.safetensors``.
+
+        Raises:
+            FileError: The file is broken, or holds something else than spectra; the message names it and the tensor.
+        """
+        step = _step_of(path)
+        if step is None:
+            raise FileError(f"{path} must be named step=N.safetensors, with the number of steps done.")
+        tensors, metadata = _read_safetensors(path)
+        order, ranks = _layers_and_ranks(path, metadata)
         values: dict[str, LayerSpectra] = {}
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            for key in file.keys():  # noqa: SIM118  # not a dict
-                quantity, _, name = key.partition("/")
-                values.setdefault(quantity, {})[name] = file.get_tensor(key)
-        order = json.loads(metadata["layers"])
+        for key, tensor in tensors.items():
+            quantity, _, name = key.partition("/")
+            if quantity not in get_args(Quantity) or name not in order:
+                raise FileError(f"{path}: {key} must be QUANTITY/LAYER, with a layer that the metadata list.")
+            if not _is_spectrum(tensor):
+                raise FileError(f"{path}: {key} must hold singular values: one row, finite, not negative, descending.")
+            values.setdefault(quantity, {})[name] = tensor.double()
         ordered = {
             quantity: {name: layers[name] for name in order if name in layers} for quantity, layers in values.items()
         }
-        return cls(_step_of(path), ordered, json.loads(metadata["ranks"]))
+        return cls(step, ordered, ranks)
 
 
 def spectra_files(run_dir: str | Path) -> dict[int, Path]:
     """Return the spectra files of a run directory by number of optimizer steps, ascending."""
-    files = {_step_of(path): path for path in (Path(run_dir) / "spectra").glob("step=*.safetensors")}
-    return dict(sorted(files.items()))
+    steps = {path: _step_of(path) for path in (Path(run_dir) / "spectra").glob("step=*.safetensors")}
+    return dict(sorted((step, path) for path, step in steps.items() if step is not None))
 
 
-def _step_of(path: Path) -> int:
-    return int(path.stem.partition("=")[2])
+def _step_of(path: Path) -> int | None:
+    """Return the step in a file's name; ``None`` for a name that this package does not give."""
+    match = re.fullmatch(r"step=([0-9]{1,18})\.safetensors", path.name)
+    return None if match is None else int(match[1])
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(require_file(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is not a whole safetensors file: {one_line(error)}.") from error
+
+
+def _layers_and_ranks(path: Path, metadata: dict[str, str]) -> tuple[list[str], dict[str, int]]:
+    """Return the order of the layers and their ranks from a file's metadata."""
+    try:
+        layers, ranks = json.loads(metadata["layers"]), json.loads(metadata["ranks"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} has no layers and ranks in its metadata: not a file of spectra.") from error
+    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+        raise FileError(f"{path}: layers in the metadata must be a list of names.")
+    if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
+        raise FileError(f"{path}: ranks in the metadata must map layers to positive integers.")
+    return layers, ranks
+
+
+def _is_spectrum(tensor: Tensor) -> bool:
+    if tensor.ndim != 1 or not len(tensor) or not tensor.is_floating_point():
+        return False
+    return bool(tensor.isfinite().all() and (tensor >= 0).all() and (tensor.diff() <= 0).all())

@@ -7,7 +7,6 @@ Each run is a process of its own, so its peak memory is its own.
 """
 
 import csv
-import json
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cera.foreign_files import read_json_object
 from cera.runs.finished import FinishedRun, RunError
 from cera.spectral.aggregate import ALL_LAYERS, summarize
 from cera.spectral.measures import MEASURES
@@ -47,9 +47,16 @@ class ComparisonRow:
 
 
 def comparison_row(run: FinishedRun) -> ComparisonRow:
-    """Read the figures of a run from its directory."""
+    """Read the figures of a run from its directory.
+
+    Raises:
+        FileError: A file of the run is broken; the message names it.
+    """
     environment = run.path / "environment.json"
-    recorded = json.loads(environment.read_text()) if environment.is_file() else {}
+    recorded = read_json_object(environment) if environment.exists() else {}
+    parameters = recorded.get("trainable_parameters")
+    if not isinstance(parameters, int | None):
+        raise RunError(f"{environment}: trainable_parameters must be an integer, got {parameters!r}.")
     perplexity = run.curve("val/perplexity")
     spectra = run.spectra()
     updates = spectra[-1].values.get("update", {}) if spectra else {}
@@ -59,7 +66,7 @@ def comparison_row(run: FinishedRun) -> ComparisonRow:
     return ComparisonRow(
         name=run.name,
         adapter=run.label,
-        parameters=recorded.get("trainable_parameters"),
+        parameters=parameters,
         perplexity=perplexity[max(perplexity)] if perplexity else None,
         measures={measure: groups[ALL_LAYERS] for measure, groups in means.items() if ALL_LAYERS in groups},
         tokens_per_second=statistics.median(speed) if speed else None,

@@ -6,6 +6,7 @@ Example:
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from peft import AdaLoraConfig, PeftConfig, PeftType, get_peft_model
 from peft.utils.error import NoMatchingPeftModuleError
@@ -37,6 +38,7 @@ def count_trained(base: str, adapter: PeftConfig) -> int:
         raise ValueError(f"model.adapter: {type(adapter).__name__} is not supported by this training step yet.")
     skeleton = build_skeleton(base)
     check_names(base, adapter, skeleton)
+    check_tokens(base, adapter, skeleton)
     target_modules = getattr(adapter, "target_modules", None)
     try:
         model = get_peft_model(skeleton, adapter, low_cpu_mem_usage=True)
@@ -71,6 +73,20 @@ def check_names(base: str, adapter: PeftConfig, skeleton: nn.Module) -> None:
                     f"model.adapter.{field}: {key!r} matches nothing in {base}. "
                     f"Its {_available_names(field, skeleton)}."
                 )
+
+
+def check_tokens(base: str, adapter: PeftConfig, skeleton: Any) -> None:
+    """Raise ``ValueError`` if the adapter trains the embedding of a token that the base does not have."""
+    tokens = getattr(adapter, "trainable_token_indices", None)
+    if not tokens:
+        return
+    size = skeleton.get_input_embeddings().num_embeddings
+    highest = max(max(ids) for ids in tokens.values()) if isinstance(tokens, dict) else max(tokens)
+    if highest >= size:
+        raise ValueError(
+            f"model.adapter.trainable_token_indices: {base} has {size} embeddings, so tokens are 0 to {size - 1}, got "
+            f"{highest}. A model whose vocabulary was extended must be saved first, and be named as model.base."
+        )
 
 
 def check_adalora_steps(adapter: PeftConfig, steps: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cera.runs.checkpoints import CheckpointError
 from cera.runs.files import sync_directory, sync_tree
+from cera.training.compilation import prepare_compilation
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -55,6 +56,10 @@ class DeepSpeed(DeepSpeedStrategy):
         return isinstance(self.accelerator, CPUAccelerator)
 
     def setup_environment(self) -> None:
+        """Prepare the compilation of DeepSpeed's operations, then the accelerator."""
+        from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+        prepare_compilation(list(ALL_OPS), shared=self.num_nodes > 1)
         if not self._on_cpu:
             super().setup_environment()
             return

@@ -4,8 +4,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cera.foreign_files import FileError
 from cera.runs.finished import FinishedRun, RunError, find_runs, labels, siblings
+from cera.studies.compare import comparison_row
 
+RUN = b"model: {adapter: {class_path: peft.LoraConfig}, learning_rate: 1.0}\n"
+BOMB = b"a0: &a0 [1, 1]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 60))
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 64, "lora_alpha": 128}}
 CERA = {"class_path": "cera.CeraConfig", "init_args": {"r": 64, "dropout": 0.1}}
 
@@ -65,6 +69,19 @@ def test_a_run_tells_adapter_rank_and_learning_rate(tmp_path):
         (b"model: {adapter: class_path}", "names no model.adapter"),
         (b"model: {adapter: {class_path: peft.LoraConfig}}", "no number as model.learning_rate"),
         (b"model: {adapter: {class_path: peft.LoraConfig}, learning_rate: fast}", "no number as model.learning_rate"),
+        (b"model: {adapter: {class_path: [1]}, learning_rate: 1}", "names no model.adapter"),
+        (RUN + b"trainer: [1]", "trainer must be a mapping, got"),
+        (RUN + b"trainer: {max_steps: many}", "trainer.max_steps must be an integer, got 'many'"),
+        (
+            b"model: {adapter: {class_path: a.B, init_args: {r: four}}, learning_rate: 1}",
+            "the adapter's r must be an int",
+        ),
+        (b"model: {adapter: {class_path: a.B, init_args: 4}, learning_rate: 1}", "init_args must be a mapping, got 4"),
+        (RUN + b"data: {1: x, a: y}", "values that no configuration has"),
+        (RUN + b"data: 2020-01-01", "values that no configuration has"),
+        (RUN + b"data: &data [*data]", "an alias refers to the list"),
+        (RUN + BOMB, "its aliases stand for"),
+        (b"[" * 100_000, "nesting depth"),
     ],
 )
 def test_what_is_no_run_is_one_error_and_is_passed_over_among_others(tmp_path, config, message):
@@ -109,6 +126,42 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     assert FinishedRun.read(path).curve("val/perplexity")[140] == 3.5
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"metrics.csv must be a file, and is a directory"),
+        (b"name,value\na,1\n", r"metrics.csv has no column step"),
+        (bytes(range(14, 256)) + b"\n" + bytes(range(14, 256)) + b"\n", r"metrics.csv has no column step"),
+        (b"step,val/perplexity\n0," + b"1" * 200_000 + b"\n", r"metrics.csv cannot be read: field larger than"),
+    ],
+)
+def test_metrics_that_are_something_else_are_one_error(tmp_path, content, message):
+    path = write_run(tmp_path / "a")
+    if content is None:
+        (path / "metrics.csv").mkdir()
+    else:
+        (path / "metrics.csv").write_bytes(content)
+    with pytest.raises(FileError, match=message) as caught:
+        FinishedRun.read(path).curve("val/perplexity")
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1]", "must hold a JSON object"),
+        (b'{"trainable_param', "cannot be read as JSON"),
+        (b'{"trainable_parameters": "many"}', "trainable_parameters must be an integer, got 'many'"),
+    ],
+)
+def test_a_broken_record_of_the_environment_is_one_error(tmp_path, content, message):
+    path = write_run(tmp_path / "a", curve={50: 4.5})
+    (path / "environment.json").write_bytes(content)
+    with pytest.raises(FileError, match=rf"environment.json.*{message}"):
+        comparison_row(FinishedRun.read(path))
+
+
 def test_a_run_is_read_as_of_one_moment(tmp_path):
     path = write_run(tmp_path / "a", curve={50: 4.5})
     run = FinishedRun.read(path)
@@ -124,6 +177,8 @@ def test_identity_is_of_the_study_and_of_the_adapter(tmp_path):
     reference = FinishedRun.read(write_run(tmp_path / "reference")).identity
     replicate = write_run(tmp_path / "replicate", seed=1, learning_rate=1e-3)
     assert FinishedRun.read(replicate).identity == reference
+    with_later_fields = {**CERA, "init_args": {**CERA["init_args"], "trainable_token_indices": None}}
+    assert FinishedRun.read(write_run(tmp_path / "later", with_later_fields)).identity == reference
     other_adapter = FinishedRun.read(write_run(tmp_path / "lora", LORA)).identity
     assert other_adapter.study == reference.study
     assert other_adapter.adapter != reference.adapter

@@ -33,7 +33,7 @@ def prepare_compilation(operations: list[str], shared: bool = False) -> None:
         CompilationLocked: A lock is held by no process on this machine, and too young to be removed.
     """
     folders = [folder for folder in extension_folders() if folder.name in operations]
-    if not any(folder.glob("*.so") for folder in folders):
+    if not any(file for folder in folders for file in folder.glob("*.so")):
         rank_zero_info(
             f"DeepSpeed compiles its operations once, which takes a minute or more, and keeps them in {cache_root()}."
         )

@@ -1,6 +1,5 @@
 """The linearization is the least-squares solution: against NumPy, other LoRAs, and in the model it is exported for."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -468,10 +467,9 @@ def test_perplexity_is_that_of_all_labelled_tokens(tiny_llama, batches):
         (["{runs}/cera", "--data", "{tmp}/missing.jsonl"], "no such file"),
     ],
 )
-def test_errors(two_runs, tmp_path, capsys, arguments, message):
-    hybrid = shutil.copytree(two_runs / "cera" / "adapter", tmp_path / "hybrid")
-    written = json.loads((hybrid / "adapter_config.json").read_text())
-    (hybrid / "adapter_config.json").write_text(json.dumps({**written, "use_dora": True}))
+def test_errors(two_runs, tiny_llama, tmp_path, capsys, arguments, message):
+    hybrid = tmp_path / "hybrid"
+    adapted(tiny_llama, use_dora=True).save_pretrained(hybrid)
     given_ = [argument.format(tmp=tmp_path, runs=two_runs, hybrid=hybrid) for argument in arguments]
     assert main([*given_, "--out", str(tmp_path / "lora")]) == 2
     printed = capsys.readouterr().err

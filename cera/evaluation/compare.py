@@ -2,14 +2,18 @@
 
 import glob
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any
 
-from cera.evaluation.records import Record, RecordError
-from cera.evaluation.report import all_or_nothing, problem_scores
+from cera.evaluation.fields import REPORT, RecordError, check_fields
+from cera.evaluation.records import Record, read
+from cera.evaluation.report import MEAN_SCORE, all_or_nothing, problem_scores
 from cera.evaluation.statistics import McNemar, PairedDifference, mcnemar, paired_difference
+from cera.foreign_files import read_json_object
 from cera.runs.checkpoints import differences
 
 
@@ -64,6 +68,31 @@ def find_results(folder: Path, name: str | None) -> Path:
         names = ", ".join(path.name for path in matches) or "none"
         raise RecordError(f"{folder}/eval holds {names} as finished evaluations{'' if name else '; give --name'}.")
     return matches[0]
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Return the report and the records of finished results.
+
+    Raises:
+        RecordError: A file is broken, a field is missing or of another type, or the records do not have the samples
+            that a metric of the report needs.
+    """
+    file = folder / "eval.json"
+    report = read_json_object(file)
+    check_fields(report, REPORT, REPORT.keys(), str(file))
+    records = read(folder / "records.jsonl", ("gold", "correct"))
+    if not records:
+        raise RecordError(f"{folder / 'records.jsonl'} has no records.")
+    fewest = min(len(record["correct"]) for record in records)
+    for metric in report["metrics"]:
+        match = re.fullmatch(r"pass@([1-9]\d{0,5})", metric)
+        if metric != MEAN_SCORE and not match:
+            raise RecordError(f"{file}: a metric must be pass@K or {MEAN_SCORE}, got {short_repr(metric)}.")
+        if match and int(match[1]) > fewest:
+            raise RecordError(f"{file}: {metric} needs {match[1]} samples of each problem; a record has {fewest}.")
+        if match and not all_or_nothing(records):
+            raise RecordError(f"{file}: {metric} needs records whose correct is true or false for each sample.")
+    return report, records
 
 
 def compare(a: Sequence[Record], b: Sequence[Record], metrics: Sequence[str]) -> EvaluationComparison:

@@ -1,13 +1,12 @@
 """The command ``cera compare``."""
 
 import argparse
-import json
 
 from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
-from cera.evaluation.compare import EvaluationComparison, compare, differing_settings, find_results
-from cera.evaluation.records import read
+from cera.evaluation.compare import EvaluationComparison, compare, differing_settings, find_results, read_results
+from cera.evaluation.fields import RecordError
 
 DESCRIPTION = """Compare two evaluations of the same problems: is the difference more than chance?
 
@@ -33,9 +32,13 @@ def main(arguments: list[str]) -> int:
 
 def _compare(options: argparse.Namespace) -> None:
     folders = [find_results(folder, options.name) for folder in (options.a, options.b)]
-    report_a, report_b = (json.loads((folder / "eval.json").read_text()) for folder in folders)
-    records_a, records_b = (read(folder / "records.jsonl") for folder in folders)
+    (report_a, records_a), (report_b, records_b) = map(read_results, folders)
     metrics = [name for name in report_a["metrics"] if name in report_b["metrics"]]
+    if not metrics:
+        names = [", ".join(report["metrics"]) for report in (report_a, report_b)]
+        raise RecordError(
+            f"the two have no metric in common: {folders[0]} has {names[0]}, {folders[1]} has {names[1]}."
+        )
     comparison = compare(records_a, records_b, metrics)
     for letter, folder in zip("AB", folders, strict=True):
         print(f"{letter} = {folder}")

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,14 +21,17 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
+from cera.evaluation.fields import WHOLE_RECORD, RecordError
 from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths
 from cera.evaluation.prompts import Prompt
-from cera.evaluation.records import Record, RecordError, Records
+from cera.evaluation.records import Record, Records
 from cera.evaluation.report import build_report
 from cera.evaluation.tasks import Problem, Task
+from cera.foreign_files import read_json_object
 from cera.models.generate import encode, max_positions
 from cera.runs.checkpoints import differences
 from cera.runs.files import replacing
+from cera.runs.lock import DirectoryLock
 from cera.runs.names import check_name
 
 OUTLAST = timedelta(days=7)
@@ -93,23 +97,43 @@ def prepare(
         config: The model's transformers configuration.
 
     Raises:
-        RecordError: The folder holds an evaluation of another model or with other settings.
+        RecordError: The folder holds an evaluation of another model, with other settings or of other problems, or one
+            of its files is broken.
         DataError: The task's problems cannot be read.
         ValueError: A prompt is too long for the model.
     """
-    file = folder / "settings.json"
-    if file.is_file() and (differing := differences(file.read_text(), json.dumps({**model, **evaluation.settings()}))):
-        raise RecordError(
-            f"{folder} holds another evaluation ({'; '.join(differing)}). Give this one another evaluation.name."
-        )
-    if not file.is_file() and any(folder.glob("records*.jsonl")):
-        raise RecordError(f"{folder} has records, but no settings.json that says of what.")
+    _check_settings(folder, {**model, **evaluation.settings()})
     prompted = [
         (problem, evaluation.prompt.render(problem.question, tokenizer)) for problem in evaluation.task.problems()
     ]
+    _check_records(folder, prompted, evaluation.sampling.samples)
     token_ids = {problem.key: encode(tokenizer, prompt, max_positions(config)) for problem, prompt in prompted}
     check_lengths(token_ids, evaluation.sampling, config)
     return prompted
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise ``RecordError`` if the folder holds an evaluation with other settings."""
+    file = folder / "settings.json"
+    if not file.is_file():
+        if any(folder.glob("records*.jsonl")):
+            raise RecordError(f"{folder} has records, but no settings.json that says of what.")
+        return
+    if differing := differences(json.dumps(read_json_object(file)), json.dumps(settings)):
+        raise RecordError(
+            f"{folder} holds another evaluation ({'; '.join(differing)}). Give this one another evaluation.name."
+        )
+
+
+def _check_records(folder: Path, prompted: Sequence[PromptedProblem], samples: int) -> None:
+    """Raise ``RecordError`` if a record in the folder is broken, or of another problem than those of the task."""
+    expected = {problem.key: (prompt, problem.gold) for problem, prompt in prompted}
+    for key, record in Records(folder).finished(WHOLE_RECORD).items():
+        if expected.get(key) != (record["prompt"], record["gold"]):
+            what = "another prompt or gold answer" if key in expected else "a problem that the task does not have"
+            raise RecordError(f"{folder}: the record {key!r} is of {what}. Give this evaluation another name.")
+        if len(record["samples"]) != samples:
+            raise RecordError(f"{folder}: the record {key!r} has {len(record['samples'])} samples, not {samples}.")
 
 
 def evaluate(
@@ -124,7 +148,8 @@ def evaluate(
     """Run or resume an evaluation, and write ``records.jsonl``, ``eval.json`` and the task's figures to ``folder``.
 
     The record of a problem is on disk as soon as it is scored; a problem with a record is skipped. With several ranks
-    (in a process group), each evaluates its share, and the first rank joins the records.
+    (in a process group), each evaluates its share, and the first rank joins the records. A folder has one evaluation at
+    a time.
 
     Args:
         evaluation: The settings.
@@ -136,14 +161,34 @@ def evaluate(
 
     Returns:
         The report, as in ``eval.json``; empty on other ranks than the first.
+
+    Raises:
+        DirectoryInUse: Another process evaluates into the folder.
     """
-    settings = {**model, **evaluation.settings()}
     group = dist.new_group(backend="gloo", timeout=OUTLAST) if world_size > 1 else None
-    if rank == 0 and not (folder / "settings.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "settings.json") as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n")
-    records = Records(folder, rank)
+    with DirectoryLock(folder) if rank == 0 else nullcontext():
+        if group is not None:
+            dist.barrier(group)  # no rank writes before the first holds the lock
+        settings = {**model, **evaluation.settings()}
+        if rank == 0 and not (folder / "settings.json").is_file():
+            with replacing(folder / "settings.json") as unfinished:
+                unfinished.write_text(json.dumps(settings, indent=2) + "\n")
+        _answer_share(evaluation, prompted, load, Records(folder, rank), rank, world_size)
+        if group is not None:
+            dist.barrier(group)
+            dist.destroy_process_group(group)
+        return _write_report(evaluation, prompted, folder, settings) if rank == 0 else {}
+
+
+def _answer_share(
+    evaluation: Evaluation,
+    prompted: Sequence[PromptedProblem],
+    load: Callable[[], Backend],
+    records: Records,
+    rank: int,
+    world_size: int,
+) -> None:
+    """Answer and score the problems of a rank's share that have no record."""
     finished = records.finished()
     # sorted by length, so that each rank gets its part of the long prompts; finished problems do not move the shares
     share = sorted(prompted, key=lambda pair: -len(pair[1]))[rank::world_size]
@@ -151,12 +196,13 @@ def evaluate(
     if left:
         earlier = [finished[problem.key] for problem, _ in share if problem.key in finished]
         _generate_and_score(left, earlier, evaluation, load(), records, rank)
-    if group is not None:
-        dist.barrier(group)
-        dist.destroy_process_group(group)
-    if rank > 0:
-        return {}
-    joined = records.join([problem.key for problem, _ in prompted])
+
+
+def _write_report(
+    evaluation: Evaluation, prompted: Sequence[PromptedProblem], folder: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Join the records, write the report and the task's figures, and return the report."""
+    joined = Records(folder).join([problem.key for problem, _ in prompted])
     report = {**build_report(joined, evaluation.task, evaluation.pass_at), "settings": settings}
     for name, figure in evaluation.task.figures(joined).items():
         figure.savefig(folder / f"{name}.png")

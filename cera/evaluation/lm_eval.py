@@ -9,7 +9,6 @@ Example:
 """
 
 import importlib.util
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -21,13 +20,13 @@ from datasets import Dataset
 from cera.data import DataError
 from cera.data.template import prepare_template
 from cera.evaluation import answers
+from cera.evaluation.fields import METRIC, SAMPLE, check_fields, parse_object
 from cera.evaluation.records import Record, read
 from cera.evaluation.tasks import GSM8K
 from cera.models.backbone import load_tokenizer, locate
 from cera.models.weight_files import check_weight_files
 from cera.runs.saved_adapter import SavedAdapter
 
-METRIC = "exact_match"
 TASK = "gsm8k_local"
 OUTCOMES = {
     (True, True): "both",
@@ -161,7 +160,13 @@ def rescore(file: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, empty, or of another kind.
     """
-    samples = judge_by_lm_eval(read(Path(file))) if Path(file).name == "records.jsonl" else _read_samples(Path(file))
+    if Path(file).name == "records.jsonl":
+        records = read(Path(file), ("prompt", "gold", "samples"))
+        if not records:
+            raise ValueError(f"rescore: {file} has no records.")
+        samples = judge_by_lm_eval(records)
+    else:
+        samples = _read_samples(Path(file))
     verdicts: dict[Any, answers.Verdict] = {}
     counts: dict[str, Counter[str]] = {}
     disagreements = []
@@ -204,19 +209,17 @@ def _read_samples(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"rescore: no such file: {file}")
     samples = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if not line:
             continue
-        try:
-            sample = json.loads(line)
-            missing = {"doc_id", "target", "resps", "filtered_resps", "filter", METRIC} - set(sample)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"rescore: {file}, line {number}, is no sample: {error}") from error
-        if missing:
+        where = f"rescore: {file}, line {number}"
+        sample = parse_object(line, f"{where}, is no sample")
+        if missing := SAMPLE.keys() - sample.keys():
             raise ValueError(
-                f"rescore: {file}, line {number}, lacks {', '.join(sorted(missing))}; "
+                f"{where}, lacks {', '.join(sorted(missing))}; "
                 f"expected lm-eval's --log_samples of a task with {METRIC}."
             )
+        check_fields(sample, SAMPLE, SAMPLE.keys(), where)
         samples.append(sample)
     if not samples:
         raise ValueError(f"rescore: {file} is empty.")

@@ -2,18 +2,18 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from cera.evaluation.fields import RECORD, RecordError, check_fields, parse_object
 from cera.runs.files import replacing
 
 Record = dict[str, Any]
 """The prompt, answers and scores of a finished problem, which its ``key`` names; see ``evaluate.score_samples``."""
 
-
-class RecordError(ValueError):
-    """A file of records is wrong; the message says which file and why."""
+PER_SAMPLE = ("samples", "answers", "how", "correct", "tokens", "finished", "details")
+"""The fields of a record that have one item for each sample."""
 
 
 class Records:
@@ -30,12 +30,16 @@ class Records:
         self.folder = folder
         self.rank_file = folder / f"records-{rank}.jsonl"
 
-    def finished(self) -> dict[str, Record]:
-        """Return the records of all ranks, of this and of earlier processes, by key."""
+    def finished(self, required: Collection[str] = ("key",)) -> dict[str, Record]:
+        """Return the records of all ranks, of this and of earlier processes, by key.
+
+        Raises:
+            RecordError: A record lacks a ``required`` field, or has one of another type.
+        """
         records: dict[str, Record] = {}
         for file in (self.folder / "records.jsonl", *sorted(self.folder.glob("records-*.jsonl"))):
             if file.is_file():
-                records.update((record["key"], record) for record in read(file))
+                records.update((record["key"], record) for record in read(file, required))
         return records
 
     def append(self, record: Record) -> None:
@@ -65,21 +69,29 @@ class Records:
         return joined
 
 
-def read(file: Path) -> list[Record]:
+def read(file: Path, required: Collection[str] = ("key",)) -> list[Record]:
     """Return the records of one file, without an incomplete line at its end.
 
+    Args:
+        file: The file.
+        required: The fields that each record must have.
+
     Raises:
-        RecordError: A complete line is not a record.
+        RecordError: A complete line is no record; the message names the file, the line and the field.
     """
-    records = []
+    records: dict[str, Record] = {}
     whole = file.read_bytes().rpartition(b"\n")[0]
     for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records.append({**record, "key": record["key"]})
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{file}, line {number}, is no record: {error!r}.") from error
-    return records
+        where = f"{file}, line {number}"
+        record = parse_object(line, where)
+        check_fields(record, RECORD, {"key", *required}, where)
+        lengths = {name: len(record[name]) for name in PER_SAMPLE if name in record}
+        if len(set(lengths.values())) > 1:
+            raise RecordError(f"{where}: lists of one length are expected, one item for each sample, got {lengths}.")
+        if record["key"] in records:
+            raise RecordError(f"{where}: key {record['key']!r} is that of an earlier line.")
+        records[record["key"]] = record
+    return list(records.values())
 
 
 def _remove_incomplete_line(file: Any) -> None:

@@ -1,10 +1,12 @@
 """The logistic map as an evaluation task."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from cera.data import DataError
+from cera.evaluation.fields import RECORD, Field, check_fields, is_number
+from cera.evaluation.records import Record
 from cera.evaluation.tasks.logistic_map.parser import parse
 from cera.evaluation.tasks.logistic_map.problem import LogisticMapProblem, grid_problems, random_problems
 from cera.evaluation.tasks.logistic_map.score import TrajectoryScore, score, summarize
@@ -15,6 +17,40 @@ if TYPE_CHECKING:
 
 PANELS = 9
 """Number of problems whose trajectories are drawn."""
+
+DETAILS = {
+    "problem": Field(
+        lambda value: (
+            isinstance(value, dict)
+            and value.keys() == {"r", "x0", "steps", "decimals"}
+            and all(map(is_number, value.values()))
+        ),
+        "an object with the numbers r, x0, steps and decimals",
+    ),
+    "values": Field(lambda value: isinstance(value, list) and all(map(is_number, value)), "a list of numbers"),
+    "score": Field(
+        lambda value: (
+            isinstance(value, dict)
+            and value.keys() == {field.name for field in fields(TrajectoryScore)}
+            and all(isinstance(count, int) and count >= 0 for count in value.values())
+        ),
+        f"an object with the counts {', '.join(field.name for field in fields(TrajectoryScore))}",
+    ),
+}
+"""The fields of the details of a sample."""
+
+
+def checked_details(record: Record) -> list[dict[str, Any]]:
+    """Return the details of a record's samples.
+
+    Raises:
+        RecordError: They are missing, or of another task.
+    """
+    where = f"the record {record['key']!r}"
+    check_fields(record, RECORD, ("details",), where)
+    for details in record["details"]:
+        check_fields(details, DETAILS, DETAILS.keys(), f"{where}: details")
+    return list(record["details"])
 
 
 @dataclass
@@ -76,11 +112,11 @@ class LogisticMap(Task):
 
     def summarize(self, records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         """Return steps before the first error, and the shares of right and consistent steps and of collapses."""
-        return summarize([[TrajectoryScore(**details["score"]) for details in record["details"]] for record in records])
+        return summarize([[TrajectoryScore(**d["score"]) for d in checked_details(record)] for record in records])
 
     def figures(self, records: Sequence[dict[str, Any]]) -> "dict[str, Figure]":
         """Return ``trajectories``: the first sample of each of the first problems beside the truth."""
         from cera.evaluation.tasks.logistic_map.figure import trajectory_figure
 
-        first = [record["details"][0] for record in records[:PANELS]]
+        first = [checked_details(record)[0] for record in records[:PANELS]]
         return {"trajectories": trajectory_figure([(LogisticMapProblem(**d["problem"]), d["values"]) for d in first])}

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks.process import memory, process_age
+from benchmarks.process import peak_bytes, process_age
 
 
 class StepClock:
@@ -32,4 +32,4 @@ class StepClock:
 
     def save(self, path: str | Path) -> None:
         """Write the steps and the peak memory so far, as JSON."""
-        Path(path).write_text(json.dumps({"steps": self.steps, "peak_bytes": memory("VmHWM")}))
+        Path(path).write_text(json.dumps({"steps": self.steps, "peak_bytes": peak_bytes()}))

@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import Goal, RatioRow, Result, interleaved
-from benchmarks.process import forget_peak, memory, worker
+from benchmarks.process import peak_bytes, reset_peak, resident_bytes, worker
 from cera import CeraConfig
 from cera.memory.estimate import TrainingRun, estimate
 from cera.training.module import CausalLM
@@ -184,13 +184,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # a first step loads libraries
         LlamaForCausalLM(TINY).save_pretrained(folder)
         prepare(case.module(folder), case.precision)
-    before = memory("VmRSS")
+    before = resident_bytes()
     module = case.module(options.base)
     optimizer = prepare(module, case.precision)
-    held = memory("VmRSS")
-    forget_peak()
+    held = resident_bytes()
+    reset_peak()
     step(module, optimizer, case.rows, case.length)
-    measured = {"bytes": memory("VmHWM") - before, "held": held - before}
+    measured = {"bytes": peak_bytes() - before, "held": held - before}
     options.out.write_text(json.dumps(measured))
 
 

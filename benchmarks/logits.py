@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios
-from benchmarks.process import forget_peak, memory, worker
+from benchmarks.process import peak_bytes, reset_peak, resident_bytes, worker
 from cera import CeraConfig
 from cera.data.chat import IGNORE
 from cera.memory.activations import cpu_trainer
@@ -103,11 +103,11 @@ def main() -> None:
     model = module(options.vocabulary)
     loss(options.way, model, batch(options.vocabulary, 1, 8)).backward()  # a first step loads libraries
     model.zero_grad(set_to_none=True)
-    before = memory("VmRSS")
-    forget_peak()
+    before = resident_bytes()
+    reset_peak()
     value = loss(options.way, model, batch(options.vocabulary, options.rows, options.length))
     value.backward()
-    options.out.write_text(json.dumps({"bytes": memory("VmHWM") - before, "before": before, "loss": value.item()}))
+    options.out.write_text(json.dumps({"bytes": peak_bytes() - before, "before": before, "loss": value.item()}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Worker processes, and their own age and memory. Imports no framework, since start-up is measured, too."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,11 +8,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def _load(path: Path) -> Any:
+    """Load a module of the package by its file, without the package, whose import takes seconds and memory."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_memory = _load(REPOSITORY / "cera" / "memory" / "process.py")
+peak_bytes, resident_bytes, reset_peak = _memory.peak_bytes, _memory.resident_bytes, _memory.reset_peak
 
 
 class BenchmarkError(ValueError):
@@ -44,23 +59,3 @@ def worker(module: str, *arguments: str) -> Any:
 def process_age() -> float:
     """Return the seconds since the start of this process, to about 10 ms."""
     return time.time() - psutil.Process().create_time()
-
-
-def memory(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Return the resident bytes of this process: current (``VmRSS``) or peak (``VmHWM``).
-
-    ``ru_maxrss`` is not used, since it starts at the size of the parent process.
-
-    Raises:
-        BenchmarkError: The system is not Linux.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except FileNotFoundError as error:
-        raise BenchmarkError("Memory is read from /proc/self/status, which only Linux provides.") from error
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
-
-
-def forget_peak() -> None:
-    """Reset ``memory("VmHWM")`` to the currently resident bytes (see ``man 5 proc_pid_clear_refs``)."""
-    Path("/proc/self/clear_refs").write_text("5")

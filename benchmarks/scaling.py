@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftConfig
 
 from benchmarks.harness import RatioRow, Result, interleaved, ratios, timed
 from benchmarks.logits import LABELLED, batch, module
-from benchmarks.process import forget_peak, memory
+from benchmarks.process import peak_bytes, reset_peak, resident_bytes
 from cera import CeraConfig
 from cera.training.throughput import TrainingFlops
 
@@ -135,13 +135,13 @@ def step_cost(point: Point, name: str, at_least: float, vocabulary: int = VOCABU
 
     model.answer_nll(batch(vocabulary, 1, 8))[0].mean().backward()  # a first step loads libraries
     optimizer.zero_grad(set_to_none=True)
-    before = memory("VmRSS")
-    forget_peak()
+    before = resident_bytes()
+    reset_peak()
     step()  # creates the optimizer state
     seconds = timed(step, at_least)()
     labels, pairs = round(LABELLED * point.length), point.length * (point.length + 1) / 2
     flops = TrainingFlops.from_model(model.model).count(point.length, labels, pairs)
-    return {"seconds": seconds, "bytes": memory("VmHWM") - before, "flops": flops}
+    return {"seconds": seconds, "bytes": peak_bytes() - before, "flops": flops}
 
 
 def product_rate(size: int = 2048, at_least: float = 0.5) -> float:

@@ -1,6 +1,5 @@
 """Logs the speed and memory of training over all ranks."""
 
-import sys
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from cera.memory.process import peak_bytes
 from cera.runs.loggers import log_now
 from cera.training.throughput import Meter, TrainingFlops
 
@@ -73,7 +73,14 @@ class Throughput(Callback):
     def _log(self, trainer: Trainer, device: torch.device) -> None:
         meter = self._meter
         ours = torch.tensor(
-            [meter.tokens, meter.positions, meter.seconds, _peak_memory(device), float(self._work)], device=device
+            [
+                meter.tokens,
+                meter.positions,
+                meter.seconds,
+                peak_bytes(device if device.type == "cuda" else None),
+                float(self._work),
+            ],
+            device=device,
         )
         ranks = trainer.strategy.all_gather(ours).reshape(-1, len(ours))
         tokens, positions, _, _, work = ranks.sum(0).tolist()
@@ -89,13 +96,3 @@ class Throughput(Callback):
 
 def _dtype_of_products(trainer: Trainer) -> torch.dtype:
     return {"bf16": torch.bfloat16, "16": torch.float16}.get(trainer.precision.split("-")[0], torch.float32)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Return the largest memory of this process so far, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not available on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from cera.spectral.aggregate import ALL_LAYERS, SpectralSummary, summarize
 from cera.spectral.files import LayerSpectra
+from cera.spectral.layer_names import by_module
 from cera.spectral.measures import cumulative_energy
 
 FLOOR = 1e-6
-"""Singular values below this share of the largest are not drawn: to an adapter in bf16 they are numerically zero."""
+"""Singular values below this share of the largest count as this: to an adapter in bf16 they are numerically zero."""
 
 SetTicks = Callable[[list[int], list[str]], object]
 """Sets the positions and labels of an axis's ticks."""
@@ -93,10 +94,9 @@ def side_by_side(spectra: dict[str, LayerSpectra], quantity: str = "update") -> 
 def draw_signature(ax: Axes, spectra: dict[str, LayerSpectra], quantity: str = "update") -> None:
     """Draw the panel of ``spectral_signature``."""
     for label, layers in spectra.items():
-        # an update that is zero, as at the start of training, has no signature
-        curves = _padded([sigma / sigma.max() for sigma in layers.values() if len(sigma) and sigma.max() > 0], 0.0)
-        if curves.size:
-            _draw_line_and_shade(ax, np.where(curves < FLOOR, np.nan, curves), label, log=True)
+        for group, curves in _by_width(layers).items():
+            drawn = curves[:, (curves > FLOOR).any(axis=0)].clip(FLOOR)
+            _draw_line_and_shade(ax, drawn, f"{label}, {group}" if group else label, log=True)
             ax.set_yscale("log")
     ax.set(title=f"Spectral signature of the {quantity}", xlabel="component", ylabel="singular value / largest")
     if ax.lines:
@@ -106,7 +106,7 @@ def draw_signature(ax: Axes, spectra: dict[str, LayerSpectra], quantity: str = "
 def draw_cumulative_energy(ax: Axes, spectra: dict[str, LayerSpectra]) -> None:
     """Draw the panel of ``cumulative_energy_curves``."""
     for label, layers in spectra.items():
-        curves = _padded([cumulative_energy(sigma) for sigma in layers.values()], 1.0)
+        curves = _padded([cumulative_energy(sigma) for sigma in layers.values() if sigma.any()], 1.0)
         if curves.size:
             mean = _summary(layers).means["auc_90"][ALL_LAYERS]
             _draw_line_and_shade(ax, curves, f"{label} (AUC-90 {mean:.1f})")
@@ -147,6 +147,22 @@ def _summary(layers: LayerSpectra) -> SpectralSummary:
     return summarize(layers, ranks={})  # no figure shows a measure that needs the rank
 
 
+def _by_width(layers: LayerSpectra) -> dict[str, np.ndarray]:
+    """Return the normalized singular values (layers, components) of layers with the same number of components.
+
+    They are named after their modules, or are one group without a name. A mean over layers of several widths would jump
+    where the narrower ones end. An update that is zero, as at the start of training, is left out.
+    """
+    groups: dict[int, dict[str, Tensor]] = {}
+    for name, sigma in layers.items():
+        if sigma.any():
+            groups.setdefault(len(sigma), {})[name] = sigma / sigma.max()
+    return {
+        ", ".join(by_module(group)) if len(groups) > 1 else "": torch.stack(list(group.values())).numpy()
+        for group in groups.values()
+    }
+
+
 def _padded(curves: Sequence[Tensor], fill: float) -> np.ndarray:
     """Return the curves as (layers, longest); shorter ones are padded with ``fill``."""
     longest = max((len(curve) for curve in curves), default=0)
@@ -155,18 +171,12 @@ def _padded(curves: Sequence[Tensor], fill: float) -> np.ndarray:
 
 
 def _draw_line_and_shade(ax: Axes, curves: np.ndarray, label: str, log: bool = False) -> None:
-    """Draw mean (geometric if ``log``) and percentiles of the curves (layers, components), without NaN."""
+    """Draw mean (geometric if ``log``) and percentiles of the curves (layers, components)."""
     components = np.arange(1, curves.shape[1] + 1)
-    defined = ~np.isnan(curves).all(axis=0)
-    curves, components = curves[:, defined], components[defined]
     values = np.log(curves) if log else curves
     low, middle, high = (
         np.exp(statistic) if log else statistic
-        for statistic in (
-            np.nanpercentile(values, 10, axis=0),
-            np.nanmean(values, axis=0),
-            np.nanpercentile(values, 90, axis=0),
-        )
+        for statistic in (np.percentile(values, 10, axis=0), values.mean(axis=0), np.percentile(values, 90, axis=0))
     )
     line = ax.plot(components, middle, label=label)[0]
     ax.fill_between(components, low, high, color=line.get_color(), alpha=0.15, linewidth=0)

@@ -170,18 +170,21 @@ class Branch:
     ) -> dict[Quantity, Tensor]:
         """Return the singular values (k,) of each of ``quantities`` that the branch has.
 
+        k is the largest rank that the matrix can have: for a linear adapter at most the width of the layer's input.
+
         Args:
             accumulator: Has received the branch's activations.
             quantities: Any of ``update``, ``latent`` and ``weight``.
             weights: As ``read_weights`` returned them for these activations; by default they are read now.
         """
         weights = weights or self.read_weights()
+        most = None if self.up is None else min(self.up.shape)
         spectra: dict[Quantity, Tensor] = {}
         if "update" in quantities and accumulator.rows:
-            spectra["update"] = accumulator.singular_values(None if weights is None else weights.projection)
+            spectra["update"] = accumulator.singular_values(None if weights is None else weights.projection)[:most]
         if "latent" in quantities and accumulator.rows and weights is not None:
             without_ones = None if self.bias is None else torch.eye(weights.r, weights.r + 1)
-            spectra["latent"] = accumulator.singular_values(without_ones)
+            spectra["latent"] = accumulator.singular_values(without_ones)[:most]
         if "weight" in quantities and weights is not None and weights.product is not None:
             spectra["weight"] = weights.product
         return spectra

@@ -95,8 +95,13 @@ def effective_rank(singular_values: Tensor) -> float:
 
 @register_measure("effective_rank_over_r", heading="ER / r", chart="Effective rank / r", format=".3f", needs_rank=True)
 def effective_rank_over_r(singular_values: Tensor, rank: int) -> float:
-    """Return the effective rank as a share of the adapter's rank r."""
-    return effective_rank(singular_values) / rank
+    """Return the effective rank as a share of the adapter's rank r, or of the matrix's own where that is smaller.
+
+    Args:
+        singular_values: (k,); k is less than r if r exceeds the width of the layer or the number of tokens.
+        rank: r.
+    """
+    return effective_rank(singular_values) / max(1, min(rank, len(singular_values)))
 
 
 def cumulative_energy(singular_values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from benchmarks import layer, logits, spectra, startup, tracking, training
 from benchmarks.__main__ import main
 from benchmarks.harness import Goal, RatioRow, Result, environment, interleaved, ratio_table, ratios, save, timed
 from benchmarks.operations import COMPILED
-from benchmarks.process import BenchmarkError, forget_peak, memory, process_age, worker
+from benchmarks.process import BenchmarkError, peak_bytes, process_age, reset_peak, resident_bytes, worker
 
 RESULT = Result(
     "example",
@@ -146,13 +146,13 @@ def test_a_worker_that_fails_is_an_error_with_what_it_printed():
 
 def test_memory_is_that_of_the_process_now_and_at_the_peak():
     size = 256 * 2**20
-    forget_peak()
-    before = memory("VmRSS")
+    reset_peak()
+    before = resident_bytes()
     held = torch.ones(size, dtype=torch.uint8)
     del held
-    assert memory("VmHWM") - before >= 0.9 * size
-    forget_peak()
-    assert memory("VmHWM") - before < 0.5 * size
+    assert peak_bytes() - before >= 0.9 * size
+    reset_peak()
+    assert peak_bytes() - before < 0.5 * size
     assert 0 < process_age() < 86_400
 
 

@@ -27,6 +27,7 @@ from torch import nn
 import cera
 from cera.models.backbone import load_model
 from cera.spectral import effective_rank
+from cera.spectral.aggregate import summarize
 from cera.spectral.hooks import find_branches
 from cera.spectral.recorder import NotRecordableError, SpectrumRecorder, measure
 
@@ -269,6 +270,23 @@ def test_a_layer_of_unknown_form_takes_the_exact_route(kind):
 def test_known_forms_take_the_fast_route():
     for name in ("cera", "lora"):
         assert all(branch.down is not None for branch in find_branches(trained(ADAPTERS[name])))
+
+
+@pytest.mark.parametrize(
+    "adapter", [LoraConfig(r=48, target_modules=TARGETS), cera.CeraConfig(r=48)], ids=["lora", "cera"]
+)
+@pytest.mark.parametrize("quantity", ["update", "latent"])
+def test_a_rank_above_the_layers_width_is_no_share_that_cannot_be_reached(adapter, quantity):
+    """q_proj is 32 -> 32 and v_proj 32 -> 16, in a batch of 52 tokens. A non-linear latent may have a rank above 32."""
+    model = trained(adapter, torch.float32, scale=1.0)
+    spectra = measure(model, batches(1), [quantity])
+    assert set(spectra.ranks.values()) == {48}
+    shares = summarize(spectra.values[quantity], spectra.ranks).by_layer["effective_rank_over_r"]
+    for name, sigma in spectra.values[quantity].items():
+        possible = 16 if quantity == "update" and "v_proj" in name else 32
+        possible = 48 if quantity == "latent" and isinstance(adapter, cera.CeraConfig) else possible
+        assert len(sigma) == possible
+        assert shares[name] == effective_rank(sigma) / possible <= 1
 
 
 # Layers that see something else, and adapters that are off

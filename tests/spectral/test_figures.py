@@ -51,3 +51,30 @@ def test_an_update_that_is_zero_is_drawn_as_nothing(zero, tmp_path):
     spectral_signature({"CeRA r=6": zero}).savefig(tmp_path / "zero.png")
     effective_rank_map({1: zero}).savefig(tmp_path / "zero.png")
     side_by_side({"trained": layers(), "not": zero}).savefig(tmp_path / "both.png")
+
+
+def rises(line) -> bool:
+    return bool((torch.tensor(line.get_ydata()).diff() > 1e-9).any())
+
+
+def test_the_mean_does_not_jump_where_narrower_layers_end():
+    """Singular values fall, so a mean of them over the same layers falls, too."""
+    wide, narrow = (torch.logspace(0, -end, width, dtype=torch.float64) for end, width in ((1, 12), (3, 4)))
+    widths = {"model.layers.0.self_attn.q_proj": wide, "model.layers.0.self_attn.v_proj": narrow}
+    ax = spectral_signature({"LoRA r=12": widths}).axes[0]
+    assert [line.get_label() for line in ax.lines] == ["LoRA r=12, q_proj", "LoRA r=12, v_proj"]
+    assert [len(line.get_xdata()) for line in ax.lines] == [12, 4]
+    assert not any(map(rises, ax.lines))
+    # of layers that are as wide, but of which one is numerically zero from the fourth component on
+    same = {"model.layers.0.q_proj": wide, "model.layers.1.q_proj": wide.where(torch.arange(12) < 3, 1e-9)}
+    (line,) = spectral_signature({"LoRA r=12": same}).axes[0].lines
+    assert len(line.get_xdata()) == 12
+    assert not rises(line)
+
+
+def test_a_layer_without_an_update_does_not_lower_the_energy_of_the_others():
+    zero = {"model.layers.9.self_attn.q_proj": torch.zeros(3, dtype=torch.float64)}
+    alone, both = (
+        cumulative_energy_curves({"CeRA r=6": each}).axes[0].lines[0] for each in (layers(), layers() | zero)
+    )
+    assert list(alone.get_ydata()) == list(both.get_ydata())

@@ -6,6 +6,8 @@ import pytest
 from cera.runs.finished import FinishedRun
 from cera.spectral import effective_rank, energy_rank
 from cera.spectral.command import main
+from cera.spectral.measures import MEASURES
+from cera.studies.compare import comparison_row
 
 NUMBER = r"\s+(\d+\.\d+)"
 
@@ -32,6 +34,18 @@ def test_recorded_spectra_of_two_runs_side_by_side(two_runs, tmp_path, capsys):
         ninety = sum(map(energy_rank, spectra)) / len(spectra)
         assert values == pytest.approx([len(spectra), rank, rank / 8, ninety], abs=0.006)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_outputs_have_the_same_means(two_runs, tmp_path, capsys):
+    """Logs, the table of this command and that of the comparison."""
+    main([str(two_runs / "cera"), "--out", str(tmp_path / "spectra.png")])
+    _, *printed = rows(capsys.readouterr().out)["CeRA r=8"]
+    run = FinishedRun.read(two_runs / "cera")
+    compared = comparison_row(run).measures
+    for value, (name, measure) in zip(printed, MEASURES.items(), strict=True):
+        logged = run.curve(f"spectra/{name}/mean")
+        assert logged[max(logged)] == pytest.approx(compared[name], rel=1e-5)
+        assert format(compared[name], measure.format) == format(value, measure.format)
 
 
 def test_an_adapter_without_a_run_is_measured(two_runs, adapter_alone, tmp_path, capsys):

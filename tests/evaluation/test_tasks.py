@@ -74,6 +74,41 @@ def test_any_chat_dataset():
     assert all("####" in problem.gold and "####" not in problem.question for problem in problems)
 
 
+def test_a_number_in_a_row_stands_for_its_text(tmp_path):
+    assert GSM8K(write(tmp_path / "a.jsonl", [{"question": "q", "answer": 7}])).problems()[0].gold == "7"
+    zero = {"problem": "p", "answer": 0, "solution": r"so \boxed{1}", "level": 2}
+    assert MATH(write(tmp_path / "b.jsonl", [zero])).problems() == [Problem("math/0", "p", "0", {"level": "2"})]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "named"),
+    [
+        (GSM8K, {"question": ["q"], "answer": "1"}, r"question must be text, got \['q'\]"),
+        (GSM8K, {"question": "q", "answer": True}, "answer must be text, got True"),
+        (GSM8K, {"question": "q", "answer": 1e999}, "answer must be text, got inf"),
+        (GSM8K, {"question": "q\ud800", "answer": "1"}, "surrogates not allowed"),
+        (MATH, {"problem": "p", "answer": "1", "level": [5]}, "level must be text"),
+        (MATH, {"problem": "p", "answer": "1", "unique_id": {}}, "unique_id must be text"),
+        (MATH500, {"question": "q", "answer": None}, "row 1 is malformed"),
+    ],
+)
+def test_a_row_of_other_types_is_one_error(task, row, named, tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"question": "q", "problem": "p", "answer": "1"}, row])
+    with pytest.raises(DataError, match=named) as raised:
+        task(file).problems()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_task_without_problems_and_a_problem_that_is_no_text_are_errors(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match="GSM8K has no problems"):
+        GSM8K(str(tmp_path / "a.jsonl")).problems()
+    task = GSM8K(write(tmp_path / "b.jsonl", [{"question": "q", "answer": "1"}]))
+    task.problem = lambda row, number: Problem("k", "q", 1)
+    with pytest.raises(DataError, match="gold of the problem 'k' must be a string, got 1"):
+        task.problems()
+
+
 def test_nothing_is_skipped(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"question": "q", "answer": "1"}\n\nnot json\n')

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cera.evaluation.tasks.task import Problem
+from cera.evaluation.tasks.task import Problem, text
 from cera.evaluation.tasks.worked_solution import WorkedSolutionTask
 
 
@@ -16,4 +16,4 @@ class GSM8K(WorkedSolutionTask):
     name: str | None = "main"
 
     def problem(self, row: dict[str, Any], number: int) -> Problem:
-        return Problem(f"gsm8k/{number}", row["question"], row["answer"])
+        return Problem(f"gsm8k/{number}", text(row, "question"), text(row, "answer"))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cera.evaluation.tasks.task import Problem
+from cera.evaluation.tasks.task import Problem, text
 from cera.evaluation.tasks.worked_solution import WorkedSolutionTask
 
 
@@ -23,4 +23,4 @@ class GSMSymbolic(WorkedSolutionTask):
     name: str | None = "main"
 
     def problem(self, row: dict[str, Any], number: int) -> Problem:
-        return Problem(f"gsm_symbolic/{number}", row["question"], row["answer"])
+        return Problem(f"gsm_symbolic/{number}", text(row, "question"), text(row, "answer"))

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cera.evaluation.tasks.task import Problem
+from cera.evaluation.tasks.task import Problem, text
 from cera.evaluation.tasks.worked_solution import WorkedSolutionTask
+
+COLUMNS = {"answer", "solution", "level", "subject", "type", "unique_id"}
+"""The columns beside ``problem`` that a row may have."""
 
 
 @dataclass
@@ -19,12 +22,11 @@ class MATH(WorkedSolutionTask):
     path: str | None = "DigitalLearningGmbH/MATH-lighteval"
 
     def problem(self, row: dict[str, Any], number: int) -> Problem:
-        subject = row.get("subject") or row.get("type")
-        level = str(row.get("level") or "").removeprefix("Level ")
-        groups = {name: str(value) for name, value in (("level", level), ("subject", subject)) if value}
-        key = str(row.get("unique_id") or f"math/{number}")
-        gold = row.get("answer") or row.get("solution") or ""  # two training problems have neither: never right
-        return Problem(key, row["problem"], gold, groups)
+        given = {column: text(row, column) for column in row.keys() & COLUMNS if row[column] not in (None, "")}
+        subject, level = given.get("subject") or given.get("type"), given.get("level", "").removeprefix("Level ")
+        groups = {name: value for name, value in (("level", level), ("subject", subject)) if value}
+        gold = given.get("answer") or given.get("solution") or ""  # two training problems have neither: never right
+        return Problem(given.get("unique_id") or f"math/{number}", text(row, "problem"), gold, groups)
 
 
 @dataclass
@@ -38,4 +40,4 @@ class MATH500(MATH):
     path: str | None = "HuggingFaceH4/MATH-500"
 
     def problem(self, row: dict[str, Any], number: int) -> Problem:
-        return super().problem({**row, "problem": row.get("problem") or row["question"]}, number)
+        return super().problem({**row, "problem": row["problem" if row.get("problem") else "question"]}, number)

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cera.data import DataError, Rows
+from cera.data.rows import describe, shorten
+from cera.evaluation.fields import is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,9 +114,18 @@ class Task:
         """Return the problems to evaluate: all of them, or ``limit``.
 
         Raises:
-            DataError: A problem is malformed, or two have the same key.
+            DataError: There are none, one is malformed, or two have the same key.
         """
         problems = self.all_problems()
+        if not problems:
+            raise DataError(f"{type(self).__name__} has no problems.")
+        for problem in problems:
+            for name, value in (("key", problem.key), ("question", problem.question), ("gold", problem.gold)):
+                if not isinstance(value, str):
+                    raise DataError(
+                        f"{type(self).__name__}: {name} of the problem {describe(problem.key)} must be a string, "
+                        f"got {describe(value)}."
+                    )
         if len({problem.key for problem in problems}) < len(problems):
             raise DataError(f"{type(self).__name__}: two problems have the same id.")
         return subset(problems, self.limit)
@@ -165,9 +176,25 @@ class RowsTask(Task, Rows):
                 row = self.row(raw)
                 if row is not None:
                     problems.append(self.problem(row, number))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{type(self).__name__}: row {number} is malformed: {error!r}.") from error
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+                raise DataError(f"{type(self).__name__}: row {number} is malformed: {shorten(repr(error))}.") from error
         return problems
+
+
+def text(row: dict[str, Any], column: str) -> str:
+    """Return the text in a column; a number stands for its text.
+
+    Raises:
+        ValueError: The column holds something else, or half a surrogate pair, which no tokenizer encodes.
+        KeyError: The row does not have the column.
+    """
+    value = row[column]
+    if is_number(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{column} must be text, got {describe(value)}")
+    value.encode()
+    return value
 
 
 def subset(problems: list[Any], limit: int | None) -> list[Any]:

@@ -4,10 +4,9 @@ A shell expands ``--runs ~/runs``, but neither ``--runs=~/runs`` nor what a conf
 """
 
 import os
+from argparse import Namespace  # the base class of jsonargparse's, which not all commands need
 from pathlib import Path
 from typing import Any
-
-from jsonargparse import Namespace
 
 LONGEST = 255
 """Maximum number of bytes of the name of a file or directory."""

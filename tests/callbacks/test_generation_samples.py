@@ -18,6 +18,11 @@ class Forget(Callback):
             pl_module.model.get_input_embeddings().weight.data.zero_()
 
 
+class StopAfterTwoSteps(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        trainer.should_stop = trainer.global_step == 2
+
+
 def samples(folder):
     return {
         path.name: [json.loads(line) for line in path.read_text().splitlines()]
@@ -57,7 +62,7 @@ def test_the_first_answers_are_the_bases_and_a_resumed_run_asks_no_more_for_them
         Checkpoints(tmp_path / "checkpoints", every_n_steps=2),
         GenerationSamples(problems=1, max_new_tokens=4),
     ]
-    module, data, _ = fit(tiny_llama, tmp_path, callbacks, max_steps=2)
+    module, data, _ = fit(tiny_llama, tmp_path, [*callbacks, StopAfterTwoSteps()])
     before = samples(tmp_path)
     question = next(data.questions())
     with module.model.disable_adapter():

@@ -29,7 +29,15 @@ class Dashboard(Callback):
     """
 
     def __init__(self) -> None:
-        self._drawn: Spectra | None = None
+        self._drawn: int | None = None
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Return the step of the spectra drawn last."""
+        return {"drawn": self._drawn}
+
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._drawn = state_dict["drawn"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the loggers the hyperparameters before the trainer makes them write ``hparams.yaml``."""
@@ -53,9 +61,9 @@ class Dashboard(Callback):
         if not loggers or not history or trainer.sanity_checking:
             return
         newest = history[max(history)]
-        if newest is self._drawn:
+        if newest.step == self._drawn:
             return
-        self._drawn = newest
+        self._drawn = newest.step
         for logger in loggers:
             _draw(logger.experiment, newest, history, adapter_label(*_adapter(pl_module)))
 

@@ -40,7 +40,9 @@ class LRRobustness(Callback):
             cera.runs.finished.RunError: ``trainer.default_root_dir`` has no ``config.yaml``, which ``train.py`` writes.
         """
         if trainer.is_global_zero:
-            read_study(trainer.default_root_dir)
+            _, runs = read_study(trainer.default_root_dir)
+            if trainer.global_step > 0:  # a resumed run has shown this before
+                self._shown = robustness_by_adapter(runs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the comparison. Lightning has passed this validation to the loggers, so ``metrics.csv`` has it."""

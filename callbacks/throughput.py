@@ -1,6 +1,6 @@
 """Logs the speed and memory of training over all ranks."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
@@ -11,6 +11,15 @@ from torch import Tensor
 from cera.memory.process import peak_bytes
 from cera.runs.loggers import log_now
 from cera.training.throughput import Meter, TrainingFlops
+
+
+class Counts(NamedTuple):
+    """What is counted between two logs, over all ranks; of the seconds, the largest."""
+
+    tokens: float
+    positions: float
+    seconds: float
+    work: float
 
 
 class Throughput(Callback):
@@ -70,27 +79,38 @@ class Throughput(Callback):
         if due:
             self._log(trainer, device)
 
-    def _log(self, trainer: Trainer, device: torch.device) -> None:
-        meter = self._meter
-        ours = torch.tensor(
-            [
-                meter.tokens,
-                meter.positions,
-                meter.seconds,
-                peak_bytes(device if device.type == "cuda" else None),
-                float(self._work),
-            ],
-            device=device,
-        )
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save what was counted since the last log, so that a resumed run logs the same share of padding."""
+        checkpoint["throughput"] = self._totals(trainer)._asdict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue with the saved counts, which are of all ranks, on the first rank."""
+        if "throughput" in checkpoint and trainer.is_global_zero:  # earlier versions saved none
+            counts = Counts(**checkpoint["throughput"])
+            self._meter.tokens, self._meter.positions = int(counts.tokens), int(counts.positions)
+            self._meter.seconds, self._work = counts.seconds, counts.work
+
+    def _totals(self, trainer: Trainer) -> "Counts":
+        """Return the counts of all ranks; every rank must call this."""
+        meter, device = self._meter, trainer.strategy.root_device
+        ours = torch.tensor([meter.tokens, meter.positions, meter.seconds, float(self._work)], device=device)
         ranks = trainer.strategy.all_gather(ours).reshape(-1, len(ours))
-        tokens, positions, _, _, work = ranks.sum(0).tolist()
-        _, _, seconds, memory, _ = ranks.amax(0).tolist()
-        values = {"tokens_per_second": tokens / seconds, "padding_share": 1 - tokens / positions}
-        values["peak_memory_gib"] = memory / 2**30
+        tokens, positions, _, work = ranks.sum(0).tolist()
+        return Counts(tokens, positions, ranks[:, 2].max().item(), work)
+
+    def _log(self, trainer: Trainer, device: torch.device) -> None:
+        counts = self._totals(trainer)
+        peak = torch.tensor(peak_bytes(device if device.type == "cuda" else None), device=device)
+        memory = trainer.strategy.all_gather(peak).max().item()
+        values = {
+            "tokens_per_second": counts.tokens / counts.seconds,
+            "padding_share": 1 - counts.tokens / counts.positions,
+            "peak_memory_gib": memory / 2**30,
+        }
         if self._peak:
-            values["mfu"] = work / (seconds * len(ranks) * self._peak)
+            values["mfu"] = counts.work / (counts.seconds * trainer.world_size * self._peak)
         log_now(trainer, {f"throughput/{name}": value for name, value in values.items()})
-        meter.reset()
+        self._meter.reset()
         self._work = 0.0
 
 

@@ -2,8 +2,10 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from conftest import REPOSITORY
@@ -70,6 +72,21 @@ def run_here(monkeypatch, capsys, arguments: list[str]) -> tuple[int, str]:
         status = left.code or 0
     captured = capsys.readouterr()
     return status, captured.out + captured.err
+
+
+def start_and_signal(arguments: list[str], run_dir: Path, step: int, number: signal.Signals) -> tuple[int, str]:
+    """Start a run, send it ``number`` as soon as metrics.csv shows ``step``; returns (exit status, output)."""
+    process = subprocess.Popen(
+        arguments, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run_dir / "metrics.csv").exists() and max(losses(run_dir), default=-1) >= step:
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
 
 
 def losses(run_dir: Path, column: str = "train/loss") -> dict[int, float]:

@@ -26,9 +26,9 @@ def tokenizer():
     return load_tokenizer(SMOL)
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> str:
-    """A directory with a random Llama (hidden 64, 4 layers, grouped queries) and SmolLM2's tokenizer."""
+def make_tiny_llama(folder: Path) -> None:
+    """Save a random Llama (hidden 64, 4 layers, grouped queries) and SmolLM2's tokenizer to ``folder``."""
+    tokenizer = load_tokenizer(SMOL)
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64,
@@ -42,9 +42,15 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> str:
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.1,
     )
-    folder = tmp_path_factory.mktemp("tiny_llama")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with a random Llama (hidden 64, 4 layers, grouped queries) and SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    make_tiny_llama(folder)
     return str(folder)
 
 

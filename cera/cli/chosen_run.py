@@ -1,7 +1,7 @@
 """The run directory of a training command, and the checkpoint that it starts from."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from cera.cli.errors import UsageError
 from cera.cli.same_run import check_same_run
 from cera.runs.checkpoints import CheckpointError, newest_checkpoint, step_of
 from cera.runs.directory import choose, reserve
+from cera.runs.journal import NOTHING, Journal
 from cera.runs.lock import DirectoryLock
 
 
@@ -20,13 +21,13 @@ class ChosenRun(NamedTuple):
 
     Attributes:
         directory: Where the command writes.
-        resume_from: The step that a run resumes from in its own directory; ``None`` if it does not resume.
+        resumed: Journal of the checkpoint that a run resumes from in its own directory; ``None`` if it does not resume.
         earlier: The run whose checkpoint the command takes, or that starts again; ``None`` for a new run.
         lock: The lock on the directory that a fit holds.
     """
 
     directory: Path
-    resume_from: int | None = None
+    resumed: Journal | None = None
     earlier: Path | None = None
     lock: DirectoryLock | None = None
 
@@ -57,28 +58,33 @@ def choose_run(config: Namespace, subcommand: str, settings: dict[str, Any]) -> 
         raise CheckpointError(f"ckpt_path must be `last` or a checkpoint; there is none at {given}.")
     if given is not None:
         check_same_run(_run_of(given), settings, subcommand)
-    run = _fitted_run(config, given) if subcommand == "fit" else _measured_run(config, subcommand, given)
-    if given is None and run.earlier is not None:
-        check_same_run(run.earlier, settings, subcommand)
+    with ExitStack() as on_error:
+        run = _fitted_run(config, given, on_error) if subcommand == "fit" else _measured_run(config, subcommand, given)
+        if given is None and run.earlier is not None:
+            check_same_run(run.earlier, settings, subcommand)
+        on_error.pop_all()
     config.trainer.default_root_dir = str(run.directory)
     return run
 
 
-def _fitted_run(config: Namespace, given: Path | None) -> ChosenRun:
+def _fitted_run(config: Namespace, given: Path | None, on_error: ExitStack) -> ChosenRun:
     """Lock and return a new run, or with ``ckpt_path: last`` the newest run that has a checkpoint."""
     resume = config.ckpt_path == "last"
     with _usage_errors():
         directory, lock = reserve(config.runs, config.name, resume)
+    if lock is not None:
+        on_error.callback(lock.release)
     if not resume:
         return ChosenRun(directory, earlier=given and _run_of(given), lock=lock)
     newest = newest_checkpoint(directory / "checkpoints")
     if newest is None:  # starting again with the same seed repeats what the run had done
         rank_zero_info(f"{directory} ended before its first checkpoint: it starts again, in the same directory.")
         config.ckpt_path = None
-        return ChosenRun(directory, 0, directory, lock)
+        return ChosenRun(directory, NOTHING, directory, lock)
     rank_zero_info(f"fit resumes {newest}")
     config.ckpt_path = str(newest)
-    return ChosenRun(directory, step_of(newest) or 0, directory, lock)
+    journal = Journal.read(newest) or Journal.before_step(directory, step_of(newest) or 0)
+    return ChosenRun(directory, journal, directory, lock)
 
 
 def _measured_run(config: Namespace, subcommand: str, given: Path | None) -> ChosenRun:

@@ -7,13 +7,13 @@ from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from cera.callbacks import AdapterFile, Checkpoints, Progress, RunRecord, Summary
 from cera.cli.chosen_run import ChosenRun
 from cera.cli.trainer_arguments import as_list
 from cera.runs.checkpoint_io import AtomicCheckpointIO
-from cera.runs.loggers import MetricsCSV
+from cera.runs.files import replacing
+from cera.runs.loggers import MetricsCSV, RunTensorBoard
 
 STRATEGIES_WITH_OWN_IO = ("deepspeed", "fsdp")
 """Strategies, by a part of their names, that write checkpoints themselves."""
@@ -27,7 +27,8 @@ class SaveConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / "config.yaml"
         if stage == "fit" and trainer.is_global_zero and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(path), skip_unset=False, multifile=False)
+            with replacing(path) as unfinished:
+                self.parser.save(self.config, str(unfinished), skip_unset=False, multifile=False, overwrite=True)
 
 
 def trainer_settings(config: Namespace, subcommand: str, run: ChosenRun) -> tuple[dict[str, Any], Checkpoints | None]:
@@ -44,16 +45,15 @@ def trainer_settings(config: Namespace, subcommand: str, run: ChosenRun) -> tupl
     user_callbacks: list[Callback] = as_list(trainer.callbacks)
     callbacks: list[Callback] = [] if trainer.enable_progress_bar is False else [Progress()]
     if subcommand == "fit":
-        callbacks += [RunRecord(run.directory), AdapterFile(run.directory)]
+        callbacks += [RunRecord(run.directory, run.resumed), AdapterFile(run.directory)]
         if trainer.enable_checkpointing is not False:
-            checkpoints = Checkpoints(run.directory / "checkpoints", config.checkpoint_every)
+            checkpoints = Checkpoints(run.directory / "checkpoints", config.checkpoint_every, run.resumed)
             callbacks.append(checkpoints)
         callbacks.append(Summary(run.directory, config.answer_tokens))  # last, when everything is saved
         if not any(isinstance(callback, Checkpoint) for callback in user_callbacks):
             settings["enable_checkpointing"] = False  # Lightning's own checkpoints; Checkpoints replaces them
         if trainer.logger in (None, True):
-            tensorboard = TensorBoardLogger(str(run.directory), name="", version="", default_hp_metric=False)
-            settings["logger"] = [tensorboard, MetricsCSV(run.directory, run.resume_from)]
+            settings["logger"] = [RunTensorBoard(run.directory), MetricsCSV(run.directory)]
     elif trainer.logger is None:
         settings["logger"] = False
     if not _writes_checkpoints_itself(trainer.strategy):

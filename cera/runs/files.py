@@ -6,6 +6,7 @@ Example:
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     yield unfinished
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(unfinished)
     unfinished.replace(path)
     sync_directory(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed in ``replacing`` has left in ``folder`` and below."""
+    for path in folder.rglob(".*.unfinished"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_directory(folder: Path) -> None:
@@ -38,5 +50,4 @@ def sync_tree(folder: Path) -> None:
     """Flush every file below ``folder`` to disk."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)

@@ -10,7 +10,9 @@ from pathlib import Path
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from cera.runs.files import replacing
 
@@ -24,19 +26,26 @@ class _Appender(_ExperimentWriter):
             with path.open(newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
 
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Add columns in a new file that replaces the old one when it is complete; Lightning's writer empties it."""
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
+
 
 class MetricsCSV(CSVLogger):
-    """Writes ``metrics.csv`` in the run directory itself.
+    """Writes ``metrics.csv`` in the run directory itself, and keeps the rows that are there.
 
     Args:
         run_dir: Run directory.
-        resume_from: Step of the checkpoint that the run resumes from. Rows of later steps, which will be written
-            again, are dropped; ``None`` keeps all.
     """
 
-    def __init__(self, run_dir: str | Path, resume_from: int | None = None) -> None:
+    def __init__(self, run_dir: str | Path) -> None:
         super().__init__(save_dir=str(run_dir), name="", version="", flush_logs_every_n_steps=1)
-        self.resume_from = resume_from
 
     @property
     @rank_zero_experiment
@@ -44,13 +53,32 @@ class MetricsCSV(CSVLogger):
         """The writer, created at its first use and on the first rank only."""
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            if self.resume_from is not None:
-                _drop_rows_from(Path(self.log_dir) / _Appender.NAME_METRICS_FILE, self.resume_from)
             self._experiment = _Appender(log_dir=self.log_dir)
         return self._experiment
 
     def log_hyperparams(self, params: object = None) -> None:
         """Do nothing: the run directory has ``config.yaml``."""
+
+
+class RunTensorBoard(TensorBoardLogger):
+    """Writes TensorBoard's files in the run directory itself.
+
+    Args:
+        run_dir: Run directory.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        super().__init__(save_dir=str(run_dir), name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush the events to disk, and write ``hparams.yaml`` as a whole; Lightning keeps half a file."""
+        path = Path(self.log_dir) / self.NAME_HPARAMS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with replacing(path) as unfinished:
+                save_hparams_to_yaml(unfinished, self.hparams)
+        super().save()
 
 
 def log_now(trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -67,21 +95,3 @@ def tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     if not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
-def _drop_rows_from(path: Path, step: int) -> None:
-    if not path.is_file():
-        return
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or []), [row for row in reader if _step(row) < step]
-    with replacing(path) as trimmed, trimmed.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _step(row: dict[str, str | None]) -> float:
-    """Return the row's step; infinity for a last line that was cut off."""
-    value = row.get("step") or ""
-    return int(value) if value.isdigit() else float("inf")

@@ -36,7 +36,7 @@ def test_the_state_before_a_bad_batch_is_saved_and_goes_on_behind_it(tiny_llama,
         ckpt_path = tmp_path / "checkpoints" / "step=3.ckpt" if attempt == 2 else None
         with pytest.raises(Diverged) as caught:
             go(BadBatch(step=3, where=where), ckpt_path=ckpt_path)
-        assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step=2.ckpt", "step=3.ckpt"}
+        assert {p.name for p in (tmp_path / "checkpoints").glob("*.ckpt")} == {"step=2.ckpt", "step=3.ckpt"}
         record = json.loads((tmp_path / DIVERGED).read_text())
         assert (record["step"], record["reason"]) == (3, reason)
         rates = losses(reference, "train/learning_rate")
@@ -61,7 +61,7 @@ def test_the_state_before_a_bad_batch_is_saved_and_goes_on_behind_it(tiny_llama,
     assert batches.seen[:8] == all_batches[:8]
     assert batches.seen[8:10] == [(3, ids) for _, ids in all_batches[8:10]]
     assert batches.seen[10:12] == [(3, ids) for _, ids in all_batches[10:12]]
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step=6.ckpt"]
+    assert [p.name for p in (tmp_path / "checkpoints").glob("*.ckpt")] == ["step=6.ckpt"]
 
 
 def test_a_real_explosion(tiny_llama, tmp_path):
@@ -80,7 +80,7 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tiny_llama, tm
     callbacks = [Checkpoints(tmp_path / "checkpoints", every_n_steps=2), Overflow(), DivergenceGuard()]
     with pytest.raises(Diverged, match=r"weights are not finite.*step=2\.ckpt"):
         fit(tiny_llama, tmp_path, callbacks)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step=2.ckpt"]
+    assert [p.name for p in (tmp_path / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
 
 
 def test_a_loss_over_the_threshold_before_anything_is_trained(tiny_llama, tmp_path):
@@ -148,7 +148,7 @@ def test_two_processes(tiny_llama, tmp_path, strategy):
     assert printed.count("error: training diverged after step 5: train/loss is nan") == 1
     assert "Traceback" not in printed
     assert json.loads((run_dir / DIVERGED).read_text())["step"] == 5
-    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"step=3.ckpt", "step=5.ckpt"}
+    assert {p.name for p in (run_dir / "checkpoints").glob("*.ckpt")} == {"step=3.ckpt", "step=5.ckpt"}
     assert {p.name for p in (run_dir / "samples").iterdir()} == {"step=0.jsonl", "step=4.jsonl"}
     assert losses(run_dir, "throughput/padding_share")[1] == pytest.approx(expected_padding(tiny_llama), rel=1e-5)
     for name in ("tokens_per_second", "padding_share", "peak_memory_gib"):
@@ -162,7 +162,7 @@ def test_two_processes(tiny_llama, tmp_path, strategy):
     assert sorted(losses(run_dir)) == list(range(8))
     assert sorted(losses(run_dir, "throughput/tokens_per_second")) == [1, 3, 5, 7]
     assert {p.name for p in (run_dir / "samples").iterdir()} == {f"step={n}.jsonl" for n in (0, 4, 8)}
-    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == ["step=8.ckpt"]
+    assert [p.name for p in (run_dir / "checkpoints").glob("*.ckpt")] == ["step=8.ckpt"]
 
 
 def test_errors():

@@ -1,6 +1,5 @@
-"""Checkpoint files are whole or refused, metrics survive a resume, and no run overwrites another."""
+"""Checkpoint files are whole or refused, and no run overwrites another."""
 
-import csv
 import multiprocessing
 import os
 import re
@@ -17,7 +16,6 @@ import torch
 from cera.runs import directory as run_directory
 from cera.runs.checkpoint_io import AtomicCheckpointIO
 from cera.runs.checkpoints import CheckpointError, newest_checkpoint
-from cera.runs.loggers import MetricsCSV
 
 
 def checkpoint(step: int = 3, size: int = 6) -> dict[str, Any]:
@@ -243,69 +241,6 @@ def test_other_files_are_no_checkpoints(tmp_path) -> None:
 
 def test_a_missing_folder_has_no_newest_checkpoint(tmp_path) -> None:
     assert newest_checkpoint(tmp_path / "gone") is None
-
-
-# metrics.csv
-
-
-def log(run_dir: Path, rows: dict[int, dict[str, float]], resume_from: int | None = None) -> None:
-    logger = MetricsCSV(run_dir, resume_from)
-    for step, metrics in rows.items():
-        logger.log_metrics(metrics, step)
-    logger.save()
-    logger.finalize("success")
-
-
-def table(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
-
-
-def test_metrics_are_in_the_run_directory_itself(tmp_path) -> None:
-    log(tmp_path / "run", {0: {"loss": 2.0}, 1: {"loss": 1.5}})
-    assert table(tmp_path / "run") == [{"loss": "2.0", "step": "0"}, {"loss": "1.5", "step": "1"}]
-
-
-def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint_and_writes_the_later_ones_again(tmp_path) -> None:
-    log(tmp_path, {step: {"loss": float(step)} for step in range(12)})
-    log(tmp_path, {step: {"loss": step + 100.0} for step in range(9, 14)}, resume_from=9)
-    assert [int(row["step"]) for row in table(tmp_path)] == list(range(14))
-    assert [float(row["loss"]) for row in table(tmp_path)] == [*range(9), *range(109, 114)]
-
-
-def test_a_resumed_run_may_log_new_columns(tmp_path) -> None:
-    log(tmp_path, {0: {"loss": 2.0}, 1: {"loss": 1.5}})
-    log(tmp_path, {2: {"loss": 1.0, "val/loss": 3.0}, 3: {"accuracy": 0.5}}, resume_from=2)
-    assert table(tmp_path) == [
-        {"loss": "2.0", "step": "0"},
-        {"loss": "1.5", "step": "1"},
-        {"loss": "1.0", "val/loss": "3.0", "step": "2"},
-        {"accuracy": "0.5", "step": "3"},
-    ]
-
-
-def test_a_resumed_run_may_log_fewer_columns(tmp_path) -> None:
-    log(tmp_path, {0: {"a": 1.0, "b": 2.0}})
-    log(tmp_path, {1: {"b": 3.0}}, resume_from=1)
-    assert table(tmp_path) == [{"a": "1.0", "b": "2.0", "step": "0"}, {"b": "3.0", "step": "1"}]
-
-
-@pytest.mark.filterwarnings("error")
-def test_the_file_is_never_deleted(tmp_path) -> None:
-    log(tmp_path, {0: {"loss": 2.0}, 7: {"loss": 1.0}})
-    log(tmp_path, {8: {"loss": 0.5}})  # not said to be resumed: all rows are kept
-    assert [row["step"] for row in table(tmp_path)] == ["0", "7", "8"]
-    before = (tmp_path / "metrics.csv").read_bytes()
-    log(tmp_path, {}, resume_from=100)
-    assert (tmp_path / "metrics.csv").read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-def test_every_row_is_in_the_file_at_once(tmp_path) -> None:
-    logger = MetricsCSV(tmp_path)
-    for step in range(3):
-        logger.log_metrics({"loss": 1.0}, step)
-        assert len(table(tmp_path)) == step + 1  # a killed run has its last row
 
 
 # Run directories

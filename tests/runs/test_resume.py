@@ -1,30 +1,12 @@
 import os
 import random
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import command, environment, losses, run, run_here
-from conftest import REPOSITORY
+from command_line import command, losses, run, run_here, start_and_signal
 from safetensors.torch import load_file
-
-
-def start_and_signal(arguments: list[str], run_dir: Path, step: int, number: signal.Signals) -> tuple[int, str]:
-    """Start a run, send it ``number`` as soon as metrics.csv shows ``step``; returns (exit status, output)."""
-    process = subprocess.Popen(
-        arguments, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if (run_dir / "metrics.csv").exists() and max(losses(run_dir), default=-1) >= step:
-            process.send_signal(number)
-            break
-        time.sleep(0.01)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +54,7 @@ def test_asked_to_stop_it_saves_leaves_and_goes_on(tiny_llama, tmp_path, uninter
     status, output = start_and_signal(arguments, tmp_path / "test", 5, number)
     assert status == 128 + number, output
     assert "Traceback" not in output
-    assert len(list((tmp_path / "test" / "checkpoints").iterdir())) == 1
+    assert len(list((tmp_path / "test" / "checkpoints").glob("*.ckpt"))) == 1
     run([*arguments, "--ckpt_path=last"])
     assert_same_run(tmp_path / "test", uninterrupted)
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import STRATEGIES, command, environment, losses, run
+from command_line import STRATEGIES, command, environment, losses, run, start_and_signal
 from conftest import REPOSITORY
 from fitting import fit
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_resume import start_and_signal
 from test_runs import CERA, LORA, write_run
 
 from cera.callbacks import LRRobustness

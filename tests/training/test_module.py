@@ -256,7 +256,7 @@ def test_resumed_training_ends_with_the_same_adapter(tiny_llama, tmp_path, preci
     whole = fit(tmp_path / "whole")
     with pytest.raises(PowerCut):
         fit(tmp_path / "parts", FailAfter(4))
-    assert [p.name for p in (tmp_path / "parts").iterdir()] == ["step=3.ckpt"]
+    assert [p.name for p in (tmp_path / "parts").glob("*.ckpt")] == ["step=3.ckpt"]
     resumed = fit(tmp_path / "parts", ckpt_path=tmp_path / "parts" / "step=3.ckpt")
     assert resumed.total_steps == whole.total_steps
     for name, parameter in whole.trainable().items():
@@ -291,4 +291,4 @@ def test_checkpoints_delete_only_their_own(tiny_llama, tmp_path):
     (tmp_path / "best.ckpt").write_text("a user's own")
     fit = trainer(callbacks=[Checkpoints(tmp_path, every_n_steps=2)], plugins=[AtomicCheckpointIO()])
     fit.fit(module(tiny_llama), data(tiny_llama))
-    assert {p.name for p in tmp_path.iterdir()} == {"best.ckpt", "step=4.ckpt"}
+    assert {p.name for p in tmp_path.iterdir()} == {"best.ckpt", "step=4.ckpt", "step=4.json"}

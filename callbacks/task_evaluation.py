@@ -44,7 +44,9 @@ class TaskEvaluation(Callback):
         report = evaluate(
             self.evaluation,
             self.prompted,
-            lambda: TransformersBackend(pl_module.model, pl_module.tokenizer, self.evaluation.batch_size),
+            lambda: TransformersBackend(
+                pl_module.model, pl_module.tokenizer, self.evaluation.batch_size, progress=trainer.is_global_zero
+            ),
             self.folder,
             self.model,
             trainer.global_rank,

@@ -75,7 +75,8 @@ def _evaluate(options: Namespace) -> None:
         prompted = prepare(evaluation, tokenizer, folder, model, load_config(base))
 
         def load() -> TransformersBackend:
-            return TransformersBackend(_load_model(saved, options), tokenizer, evaluation.batch_size)
+            loaded = _load_model(saved, options)
+            return TransformersBackend(loaded, tokenizer, evaluation.batch_size, progress=rank == 0)
 
         report = evaluate(evaluation, prompted, load, folder, model, rank, world_size)
     finally:

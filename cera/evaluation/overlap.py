@@ -21,6 +21,8 @@ _TOKEN = re.compile(
     r"|[^\W\d_]+"  # a word
     r"|[+^=<>]|[*/](?=\s*\.?\d)"  # a sign
 )
+RowCount = tuple[int, int]
+"""A row of the evaluation set, and how often it has an n-gram."""
 _FOLDED_NUMBER = "0"
 """Stands for any number where numbers are folded."""
 
@@ -156,16 +158,19 @@ class _Index:
     def __init__(self, test: Sequence[tuple[str, ...]], n: int) -> None:
         self.sizes = [max(len(row) - n + 1, 1) for row in test]
         self.whole: dict[int, list[int]] = defaultdict(list)
-        self.rows_with: dict[int, list[int]] = defaultdict(list)  # n-gram -> rows, each as often as it has the n-gram
+        self.rows_with: dict[int, list[RowCount]] = defaultdict(list)
         lengths: dict[str, set[int]] = defaultdict(set)
         for number, row in enumerate(test):
             if not row:
                 continue
             length = min(n, len(row))
             self.whole[hash(row)].append(number)
-            for start in range(len(row) - length + 1):
-                self.rows_with[hash(row[start : start + length])].append(number)
-                lengths[row[start]].add(length)
+            starts = range(len(row) - length + 1)
+            once = (number, 1)  # one object for all n-grams
+            for gram, times in Counter(hash(row[start : start + length]) for start in starts).items():
+                self.rows_with[gram].append(once if times == 1 else (number, times))
+            for token in {row[start] for start in starts}:
+                lengths[token].add(length)
         # by first token, so that the n-grams of short rows are not hashed at every position
         self.lengths = {token: tuple(sizes) for token, sizes in lengths.items()}
         self.seen: set[int] = set()
@@ -178,7 +183,7 @@ class _Index:
             return
         self.seen |= grams
         exact = set(self.whole.get(hash(row), ()))
-        for test_row, common in Counter(row for gram in grams for row in self.rows_with[gram]).items():
+        for test_row, common in self._counts(grams).items():
             match = (test_row in exact, common)
             if match > self.nearest.get(test_row, (False, 0))[:2]:
                 self.nearest[test_row] = (*match, number, text)
@@ -189,9 +194,17 @@ class _Index:
                 if start + length <= len(row):
                     yield hash(row[start : start + length])
 
+    def _counts(self, grams: Iterable[int]) -> Counter[int]:
+        """Return how many of its n-grams each row of the evaluation set has among ``grams``."""
+        counts: Counter[int] = Counter()
+        for gram in grams:
+            for number, times in self.rows_with[gram]:
+                counts[number] += times
+        return counts
+
     def matches(self) -> list[Match]:
         """Return the match of each row of the evaluation set."""
-        seen = Counter(number for gram in self.seen for number in self.rows_with[gram])
+        seen = self._counts(self.seen)
         return [self._match(number, seen[number]) for number in range(len(self.sizes))]
 
     def _match(self, number: int, seen: int) -> Match:

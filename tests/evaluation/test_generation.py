@@ -1,6 +1,7 @@
 """Answers: the same in any batch, the model's own, sampled as asked, ended where they should be."""
 
 import copy
+import io
 import logging
 import math
 import warnings
@@ -16,6 +17,7 @@ from scipy import stats
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
@@ -423,3 +425,25 @@ def test_the_head_reads_contiguous_states(plain, tokenizer):
     handle.remove()
     assert len(seen) >= 2
     assert all(seen)
+
+
+def test_a_bar_counts_the_tokens_of_a_batch_and_changes_nothing(plain, tokenizer, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **settings):
+            super().__init__(**{**settings, "disable": False, "file": io.StringIO()})
+            bars.append((settings["disable"], self))
+
+    monkeypatch.setattr("cera.evaluation.generation.progress.tqdm", Bar)
+    sampling = Sampling(max_new_tokens=5)
+    silent, shown = (
+        list(TransformersBackend(plain, tokenizer, 2, progress=progress).generate(PROMPTS, KEYS, sampling))
+        for progress in (False, True)
+    )
+    assert silent == shown
+    assert [disabled for disabled, _ in bars] == [True] * (len(bars) // 2) + [None] * (len(bars) // 2)  # if no terminal
+    batches = [shown[start : start + 2] for start in range(0, len(shown), 2)]
+    longest = [max(samples[0].tokens for _, samples in batch) for batch in batches]
+    assert [bar.n for _, bar in bars] == longest * 2
+    assert {bar.total for _, bar in bars} == {5}

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -333,3 +334,11 @@ def test_gsm8k_test_questions_are_not_in_its_training_set(gsm8k):
     result = overlap([*train, test[7]], test)
     assert isinstance(result, Overlap)
     assert [row for row, match in enumerate(result.as_written) if match.exact] == [7]
+
+
+def test_a_row_that_repeats_one_word_takes_no_longer_than_its_length():
+    begin = time.process_time()
+    result = overlap(["a " * 50] * 2000, ["a " * 100_000])  # 100,000 equal n-grams, met by each row
+    assert time.process_time() - begin < 3
+    assert result.as_written[0].share == 1
+    assert result.as_written[0].nearest_share == 1

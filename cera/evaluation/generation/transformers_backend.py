@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache, LogitsProcessorList, StoppingCriteriaList
 
 from cera.evaluation.generation.backend import Sample
+from cera.evaluation.generation.progress import TokenProgress
 from cera.evaluation.generation.sampling import InverseCDF, Sampling, uniforms
 from cera.evaluation.generation.stopping import StopStrings, answer_ends, cut_sample
 from cera.models.generate import encode, generation_mode, max_positions
@@ -30,13 +31,14 @@ class TransformersBackend:
             in its own mode between batches.
         tokenizer: Its tokenizer. An answer ends at the tokenizer's end-of-sequence token, or at one of the model's.
         batch_size: Number of sequences that are generated at a time.
+        progress: Show a bar of the tokens of each batch on a terminal.
 
     Raises:
         ValueError: ``batch_size`` is less than 1, or the active adapter has virtual tokens (prompt tuning and the
             like), whose keys and values cannot be told apart from the prompt's.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: bool = False) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         adapter = getattr(model, "active_peft_config", None)
@@ -45,6 +47,7 @@ class TransformersBackend:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.progress = progress
 
     def generate(
         self, prompts: Sequence[str], keys: Sequence[str], sampling: Sampling
@@ -127,15 +130,16 @@ class TransformersBackend:
         stopping = StopStrings(sampling.stop, self.tokenizer, start)
         if sampling.stop:
             criteria.append(stopping)
-        output = self.model.generate(
-            input_ids=ids.repeat_interleave(repeats, dim=0),
-            attention_mask=mask.repeat_interleave(repeats, dim=0),
-            past_key_values=cache,
-            max_new_tokens=sampling.max_new_tokens,
-            logits_processor=processors,
-            stopping_criteria=criteria,
-            **settings,
-        )
+        with TokenProgress(len(streams), sampling.max_new_tokens, self.progress) as progress:
+            output = self.model.generate(
+                input_ids=ids.repeat_interleave(repeats, dim=0),
+                attention_mask=mask.repeat_interleave(repeats, dim=0),
+                past_key_values=cache,
+                max_new_tokens=sampling.max_new_tokens,
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([*criteria, progress]),
+                **settings,
+            )
         rows = output[:, start:].tolist()
         return [tokens[: stopping.lengths.get(row)] for row, tokens in enumerate(rows)]
 

@@ -1,16 +1,19 @@
 """Prints a summary of a run in a dozen lines."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from cera.callbacks.checkpoints import Checkpoints
 from cera.callbacks.progress import Progress
 from cera.callbacks.run_record import trainable_parameters
 from cera.models.generate import generate
+from cera.runs.loggers import MetricsCSV
 
 
 class Summary(Callback):
@@ -52,7 +55,7 @@ class Summary(Callback):
             ("steps", f"{trainer.global_step}, in {seconds / 60:.1f} minutes{self._speed(trainer)}"),
             ("skipped", self._skipped(trainer)),
             ("adapter", str(self.run_dir / "adapter")),
-            ("logs", f"tensorboard --logdir {self.run_dir}"),
+            *(("logs", place) for place in log_places(trainer.loggers)),
         ]
         return [f"{name:<12}{value}" for name, value in rows if value]
 
@@ -83,3 +86,16 @@ class Summary(Callback):
         after = generate(module.model, module.tokenizer, question.prompt, self.max_new_tokens)
         parts = {"problem": question.problem, "reference": question.reference, "base": before, "adapter": after}
         return [f"\n--- {name} ---\n{text.strip()}" for name, text in parts.items()]
+
+
+def log_places(loggers: Iterable[Logger]) -> list[str]:
+    """Return where each logger has written: a file, a command that shows it, or the logger with its directory."""
+    places = []
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            places.append(f"tensorboard --logdir {Path(logger.log_dir)}")
+        elif isinstance(logger, MetricsCSV):
+            places.append(str(Path(logger.log_dir) / "metrics.csv"))
+        else:
+            places.append(type(logger).__name__ + (f" in {logger.save_dir}" if logger.save_dir else ""))
+    return places

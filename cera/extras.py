@@ -42,6 +42,12 @@ def require(room: str, extra: str) -> None:
             raise MissingExtra(missing(room, package, extra), name=package)
 
 
+def install_command(package: str) -> str:
+    """Return the command that installs a package: the extra that brings it, or the package itself."""
+    extra = extra_of(package)
+    return f"pip install {package}" if extra is None else f"pip install 'cera[{extra}]'"
+
+
 def missing(what: str, package: str, extra: str) -> str:
     """Return the line for a user who lacks a package."""
     return f"{what} needs {package}: pip install 'cera[{extra}]'"

@@ -1,6 +1,7 @@
 """Callbacks that look inside a training process and print what they find."""
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 
@@ -61,3 +62,10 @@ class Misconfigured(Callback):
 
     def on_train_start(self, trainer, pl_module) -> None:
         raise MisconfigurationException("a setting that only a run can judge")
+
+
+class CSVHere(CSVLogger):
+    """A logger that by default writes into the working directory."""
+
+    def __init__(self, save_dir: str = "./csv") -> None:
+        super().__init__(save_dir)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from cera.extras import extra_of
+from cera.cli.trainer_arguments import as_list
+from cera.extras import install_command
 from cera.models.backbone import PACKAGE
 from cera.models.weight_files import check_weight_files
 
@@ -19,6 +20,15 @@ ALTERNATIVE = (
     "(in a clone: python train.py --config configs/smol_cera.yaml)"
 )
 """What a user without the hardware can run."""
+
+LOGGER_PACKAGES = {
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+    "TrackioLogger": "trackio",
+    "CometLogger": "comet_ml",
+    "NeptuneLogger": "neptune",
+}
+"""Class of a logger -> the package that it needs, which no extra brings."""
 
 
 class MissingRequirement(RuntimeError):
@@ -74,8 +84,10 @@ def _packages(config: Any) -> list[str]:
     strategy = config.trainer.strategy
     name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
     needed = {"deepspeed": "deepspeed" in name.lower(), "bitsandbytes": config.model.quantization is not None}
+    loggers = [getattr(logger, "class_path", "").rpartition(".")[2] for logger in as_list(config.trainer.logger)]
+    needed |= {package: logger in loggers for logger, package in LOGGER_PACKAGES.items()}
     return [
-        f"the Python package {package}: pip install 'cera[{extra_of(package)}]'"
+        f"the Python package {package}: {install_command(package)}"
         for package, is_needed in needed.items()
         if is_needed and importlib.util.find_spec(package) is None
     ]

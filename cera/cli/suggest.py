@@ -22,7 +22,7 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     """
     in_class = re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
     if in_class:
-        config = _import_class(in_class[1])
+        config = import_class(in_class[1])
         fields = list(inspect.signature(config).parameters)
         if issubclass(config, BranchConfig) and in_class[2] in COUNTERPARTS:
             return f"{message}. Use {COUNTERPARTS[in_class[2]]}."
@@ -43,7 +43,7 @@ def _hint(key: str, known: Iterable[str]) -> str:
     return f"There are {', '.join(siblings)}. " if siblings else ""
 
 
-def _import_class(path: str) -> type:
+def import_class(path: str) -> type:
     """Import a class by its dotted path."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

@@ -1,5 +1,6 @@
 """Callbacks, loggers and plugins that a run directory adds to the configured trainer."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from cera.callbacks import AdapterFile, Checkpoints, Progress, RunRecord, Summary
 from cera.cli.chosen_run import ChosenRun
+from cera.cli.suggest import import_class
 from cera.cli.trainer_arguments import as_list
 from cera.runs.checkpoint_io import AtomicCheckpointIO
 from cera.runs.files import replacing
@@ -52,13 +55,45 @@ def trainer_settings(config: Namespace, subcommand: str, run: ChosenRun) -> tupl
         callbacks.append(Summary(run.directory, config.answer_tokens))  # last, when everything is saved
         if not any(isinstance(callback, Checkpoint) for callback in user_callbacks):
             settings["enable_checkpointing"] = False  # Lightning's own checkpoints; Checkpoints replaces them
-        if trainer.logger in (None, True):
-            settings["logger"] = [RunTensorBoard(run.directory), MetricsCSV(run.directory)]
-    elif trainer.logger is None:
-        settings["logger"] = False
+        settings["logger"] = _loggers(trainer.logger, run)
     if not _writes_checkpoints_itself(trainer.strategy):
         settings["plugins"] = [*as_list(trainer.plugins), AtomicCheckpointIO()]
     return {**settings, "callbacks": [*callbacks, *user_callbacks]}, checkpoints
+
+
+def _loggers(configured: Any, run: ChosenRun) -> list[Logger]:
+    """Return ``metrics.csv``, TensorBoard, and the configured loggers.
+
+    Args:
+        configured: ``trainer.logger``: loggers, ``True`` or ``None`` for none of the user's own, or ``False`` for
+            ``metrics.csv`` alone. A TensorBoard logger replaces the run's own.
+        run: The run directory.
+    """
+    users = [] if configured is True or configured is False else as_list(configured)
+    loggers: list[Logger] = [MetricsCSV(run.directory), *users]
+    if configured is not False and not any(isinstance(logger, TensorBoardLogger) for logger in users):
+        loggers.insert(0, RunTensorBoard(run.directory))
+    return loggers
+
+
+def place_loggers(configured: Any, earlier: str | None, directory: Path) -> None:
+    """Let loggers write into the run directory if they would write into the working directory by default.
+
+    Args:
+        configured: ``trainer.logger`` before objects are made; its ``save_dir`` arguments are changed.
+        earlier: The run directory that the configuration names, if it is another run's ``config.yaml``.
+        directory: The run directory.
+    """
+    for logger in as_list(configured):
+        arguments = getattr(logger, "init_args", None)
+        if arguments is None or "save_dir" not in arguments:
+            continue
+        save_dir = Path(arguments.save_dir or ".")
+        default = inspect.signature(import_class(logger.class_path)).parameters["save_dir"].default
+        if arguments.save_dir == default:
+            arguments.save_dir = str(directory / save_dir)
+        elif earlier is not None and save_dir.is_relative_to(earlier):
+            arguments.save_dir = str(directory / save_dir.relative_to(earlier))
 
 
 def _writes_checkpoints_itself(strategy: Any) -> bool:

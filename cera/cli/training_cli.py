@@ -22,7 +22,7 @@ from cera.cli.predictions import save_predictions
 from cera.cli.same_run import check_rows_of_a_step
 from cera.cli.suggest import with_suggestion
 from cera.cli.trainer_arguments import check_seed, check_trainer_arguments
-from cera.cli.trainer_settings import SaveConfig, trainer_settings
+from cera.cli.trainer_settings import SaveConfig, place_loggers, trainer_settings
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.tasks import Task
@@ -101,12 +101,16 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what the run needs of this machine, and choose its directory."""
         config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            config.trainer.logger = False  # a run's loggers are for its training
         preflight.check(config)
         for key in ("checkpoint_every", "answer_tokens"):
             if config[key] < 0:
                 raise UsageError(f"{key} must be zero or more, got {config[key]}.")
+        earlier_directory = config.trainer.default_root_dir
         settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
         self.run = choose_run(config, str(self.subcommand), settings)
+        place_loggers(config.trainer.logger, earlier_directory, self.run.directory)
         self._at_the_end.callback(self.run.release)
 
     # Objects

@@ -10,8 +10,8 @@ An evaluation can be stopped at any time and resumed: what is on disk is not gen
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ from cera.foreign_files import read_json_object
 from cera.models.generate import encode, max_positions
 from cera.runs.checkpoints import differences
 from cera.runs.files import replacing
-from cera.runs.lock import DirectoryLock
+from cera.runs.lock import DirectoryInUse, DirectoryLock
 from cera.runs.names import check_name
 
 OUTLAST = timedelta(days=7)
@@ -166,9 +166,7 @@ def evaluate(
         DirectoryInUse: Another process evaluates into the folder.
     """
     group = dist.new_group(backend="gloo", timeout=OUTLAST) if world_size > 1 else None
-    with DirectoryLock(folder) if rank == 0 else nullcontext():
-        if group is not None:
-            dist.barrier(group)  # no rank writes before the first holds the lock
+    with _one_writer(folder, rank, group):
         settings = {**model, **evaluation.settings()}
         if rank == 0 and not (folder / "settings.json").is_file():
             with replacing(folder / "settings.json") as unfinished:
@@ -178,6 +176,25 @@ def evaluate(
             dist.barrier(group)
             dist.destroy_process_group(group)
         return _write_report(evaluation, prompted, folder, settings) if rank == 0 else {}
+
+
+@contextmanager
+def _one_writer(folder: Path, rank: int, group: Any) -> Iterator[None]:
+    """Hold the folder's lock on the first rank; raise ``DirectoryInUse`` on all ranks if another process holds it."""
+    lock, refusals = DirectoryLock(folder), [""]
+    if rank == 0:
+        try:
+            lock.acquire()
+        except DirectoryInUse as error:
+            refusals = [str(error)]
+    if group is not None:
+        dist.broadcast_object_list(refusals, 0, group)
+    if refusals[0]:
+        raise DirectoryInUse(refusals[0])
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _answer_share(

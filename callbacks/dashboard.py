@@ -11,6 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 from cera.callbacks.spectral_tracker import SpectralTracker
 from cera.runs.finished import adapter_label, adapter_name, adapter_rank
 from cera.runs.loggers import tensorboard_loggers
+from cera.runs.settings import arguments, flat_settings
 from cera.spectral.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
 from cera.spectral.files import Spectra
 from cera.spectral.layer_names import by_module
@@ -18,6 +19,10 @@ from cera.spectral.measures import MEASURES
 
 Charts = dict[str, dict[str, list[Any]]]
 """Layout of the Custom Scalars tab: by category, then by title, the kind of chart and its tags."""
+
+
+SHOWN_AS_OTHER = ("adapter.r", "data.dataset", "data.seed", "trainer.max_steps")
+"""Settings that have a shorter name in the HParams tab."""
 
 
 class Dashboard(Callback):
@@ -89,9 +94,12 @@ def charts() -> Charts:
 
 
 def hyperparameters(module: Any, trainer: Any) -> dict[str, str | int | float]:
-    """Return the settings by which the HParams tab sorts and groups runs."""
+    """Return all settings by which the HParams tab sorts and groups runs, without those that are not set.
+
+    The names of further settings are those of ``cera.runs.settings.flat_settings``, such as ``adapter.scaling``.
+    """
     kind, settings = _adapter(module)
-    parameters: dict[str, str | int | float] = {"adapter": adapter_name(kind, settings)}
+    parameters: dict[str, Any] = {"adapter": adapter_name(kind, settings)}
     rank = adapter_rank(settings)
     if rank is not None:
         parameters["r"] = rank
@@ -103,7 +111,10 @@ def hyperparameters(module: Any, trainer: Any) -> dict[str, str | int | float]:
     data = trainer.datamodule
     if data is not None:
         parameters |= {"data": type(data.dataset).__name__, "seed": data.seed}
-    return parameters
+    config = {"model": arguments(module), "trainer": {**arguments(trainer), "world_size": trainer.world_size}}
+    flat = flat_settings(config if data is None else {**config, "data": arguments(data)})
+    others = {name: value for name, value in flat.items() if value is not None and name not in SHOWN_AS_OTHER}
+    return others | parameters
 
 
 def _history(trainer: Any) -> dict[int, Spectra]:

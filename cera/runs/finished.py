@@ -33,6 +33,8 @@ STUDY_SETTINGS = (
     "max_epochs",
     "accumulate_grad_batches",
     "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
     "precision",
     "devices",
     "num_nodes",

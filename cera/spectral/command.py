@@ -21,8 +21,9 @@ from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.data.measured import measured_rows
-from cera.runs.finished import FinishedRun, RunError, adapter_label
+from cera.runs.finished import FinishedRun, RunError
 from cera.runs.saved_adapter import SavedAdapter
+from cera.runs.settings import config_labels
 from cera.spectral.aggregate import SpectralSummary, summarize
 from cera.spectral.figures import side_by_side
 from cera.spectral.files import Quantity, Spectra
@@ -36,12 +37,12 @@ class AdapterSpectra:
 
     Attributes:
         folder: Directory of the run or the adapter.
-        label: Name and rank of the adapter.
+        config: Configuration of its run; of an adapter without a run, its own settings only.
         spectra: Its spectra.
     """
 
     folder: Path
-    label: str
+    config: dict[str, Any]
     spectra: Spectra
 
     def summary(self, quantity: str) -> SpectralSummary:
@@ -128,8 +129,7 @@ def _adapter_spectra(folder: Path, options: argparse.Namespace) -> AdapterSpectr
     if not spectra.values.get(options.quantity):
         raise RunError(f"--quantity {options.quantity}: {folder} has none ({source}; --data measures anew).")
     print(f"{folder}: {source}", file=sys.stderr)
-    label = run.label if run is not None else _saved_label(saved.settings)
-    return AdapterSpectra(folder, label, spectra)
+    return AdapterSpectra(folder, run.config if run is not None else _saved_config(saved.settings), spectra)
 
 
 def _measure(saved: SavedAdapter, options: argparse.Namespace) -> Spectra:
@@ -138,13 +138,17 @@ def _measure(saved: SavedAdapter, options: argparse.Namespace) -> Spectra:
     return measure(saved.load(), data.val_dataloader(), [options.quantity])
 
 
-def _saved_label(settings: dict[str, Any]) -> str:
-    return adapter_label(PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]].__name__, settings)
+def _saved_config(settings: dict[str, Any]) -> dict[str, Any]:
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]].__name__
+    return {"model": {"adapter": {"class_path": kind, "init_args": settings}}}
 
 
 def _distinct_labels(adapters: Sequence[AdapterSpectra]) -> list[str]:
-    """Return the adapters' labels; those that several share get the name or path of the directory in front."""
-    labels = [adapter.label for adapter in adapters]
+    """Return the adapters' labels; those that several share get the name or path of the directory in front.
+
+    A label has the adapter, its rank, and the settings in which the runs differ.
+    """
+    labels = config_labels([adapter.config for adapter in adapters])
     names = [adapter.folder.resolve().name for adapter in adapters]
     if len(set(names)) < len(names):
         names = [str(adapter.folder) for adapter in adapters]

@@ -11,11 +11,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from cera.foreign_files import read_json_object
 from cera.runs.finished import FinishedRun, RunError
+from cera.runs.settings import run_labels
 from cera.spectral.aggregate import ALL_LAYERS, summarize
 from cera.spectral.measures import MEASURES
 
@@ -29,7 +30,7 @@ class ComparisonRow:
 
     Attributes:
         name: Name of the run.
-        adapter: The adapter's name in the paper, with its rank.
+        adapter: The adapter's name in the paper, with its rank, and the settings in which the compared runs differ.
         parameters: Number of trainable parameters.
         perplexity: Perplexity on the held-out rows after the last step.
         measures: Registered measures of the update's spectrum (``cera.spectral.measures``), averaged over the layers.
@@ -44,6 +45,11 @@ class ComparisonRow:
     measures: dict[str, float]
     tokens_per_second: float | None
     peak_memory_gib: float | None
+
+
+def comparison_rows(runs: Sequence[FinishedRun]) -> list[ComparisonRow]:
+    """Read the figures of runs that are compared; see ``comparison_row``."""
+    return [replace(comparison_row(run), adapter=label) for run, label in zip(runs, run_labels(runs), strict=True)]
 
 
 def comparison_row(run: FinishedRun) -> ComparisonRow:

@@ -19,7 +19,7 @@ from cera.cli.tables import table
 from cera.runs.finished import FinishedRun
 from cera.runs.names import check_name
 from cera.spectral.measures import MEASURES
-from cera.studies.compare import ComparisonRow, comparison_row, run_name, train_adapters, write_csv
+from cera.studies.compare import ComparisonRow, comparison_rows, run_name, train_adapters, write_csv
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     if len(set(names)) < len(names):
         raise ValueError(f"two of the adapters' files have the same name: {', '.join(sorted(names))}.")
     failed = train_adapters(options.common, options.adapters, options.runs, overrides)
-    rows = [comparison_row(FinishedRun.read(options.runs / name)) for name in names if name not in failed]
+    rows = comparison_rows([FinishedRun.read(options.runs / name) for name in names if name not in failed])
     if rows:
         print(f"\n{comparison_table(rows)}\n")
         write_csv(rows, options.runs / "compare.csv")

@@ -36,6 +36,18 @@ def test_recorded_spectra_of_two_runs_side_by_side(two_runs, tmp_path, capsys):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_of_one_adapter_and_rank_are_told_apart_by_their_settings(two_runs, tmp_path, capsys):
+    other = shutil.copytree(two_runs / "cera", tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    changed = config.replace("scaling: 1.0", "scaling: 4.0").replace("learning_rate: 0.01", "learning_rate: 0.03")
+    (other / "config.yaml").write_text(changed)
+    main([str(two_runs / "cera"), str(other), "--out", str(tmp_path / "spectra.png")])
+    labels = list(rows(capsys.readouterr().out))
+    assert labels == [
+        "CeRA r=8, scaling=1.0, learning_rate=0.01", "CeRA r=8, scaling=4.0, learning_rate=0.03"
+    ]  # fmt: skip
+
+
 def test_all_outputs_have_the_same_means(two_runs, tmp_path, capsys):
     """Logs, the table of this command and that of the comparison."""
     main([str(two_runs / "cera"), "--out", str(tmp_path / "spectra.png")])

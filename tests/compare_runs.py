@@ -30,18 +30,18 @@ UNREAD = ("val_loop.batch_progress",)
 
 def differences(run: Path, reference: Path) -> list[str]:
     """Return a line for each difference between the files of two run directories."""
-    found = []
+    differing = []
     names = {path: _files(path) for path in (run, reference)}
     if names[run] != names[reference]:
-        found.append(f"files: {sorted(names[run] ^ names[reference])}")
+        differing.append(f"files: {sorted(names[run] ^ names[reference])}")
     for name in sorted(names[run] & names[reference]):
         read = READERS.get(Path(name).name) or READERS.get(Path(name).suffix) or Path.read_bytes
         ours, theirs = read(run / name), read(reference / name)
         if not _equal(ours, theirs):
-            found.append(f"{name}: {_first_difference(ours, theirs)}")
+            differing.append(f"{name}: {_first_difference(ours, theirs)}")
     if not _equal(_events(run), _events(reference)):
-        found.append(f"TensorBoard: {_first_difference(_events(run), _events(reference))}")
-    return found
+        differing.append(f"TensorBoard: {_first_difference(_events(run), _events(reference))}")
+    return differing
 
 
 def _files(run: Path) -> set[str]:

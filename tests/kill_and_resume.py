@@ -178,11 +178,11 @@ def compare(folder: Path, kills: int, kills_per_run: int, seed: int) -> int:
         runs = folder / f"killed{places.total()}"
         done = interrupted(base, runs, log, (moment() for _ in range(min(kills_per_run, kills - places.total()))))
         places.update(where for _, where in done)
-        found = differences(runs / "test", folder / "whole" / "test")
-        for difference in found:
+        differing = differences(runs / "test", folder / "whole" / "test")
+        for difference in differing:
             print(f"{runs}, killed {done}: {difference}", flush=True)
-        wrong += len(found)
-        if not found:
+        wrong += len(differing)
+        if not differing:
             shutil.rmtree(runs)
     for where, number in sorted(places.items()):
         print(f"{number:4} kills {where}")

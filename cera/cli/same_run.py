@@ -32,7 +32,7 @@ class Kind(StrEnum):
     DESIGN = "same by design"
 
 
-class Rule(NamedTuple):
+class SettingRule(NamedTuple):
     """How settings are treated on resume.
 
     Attributes:
@@ -83,7 +83,8 @@ def _strategy(value: Any) -> Any:
 
 def _spectral_tracker(value: Any) -> Any:
     """Return the ``SpectralTracker`` among callbacks; without one, the run agrees with any."""
-    for callback in value if isinstance(value, list) else [value]:
+    callbacks = value if isinstance(value, list) else [value]
+    for callback in callbacks:
         if isinstance(callback, dict) and callback.get("class_path", "").endswith(".SpectralTracker"):
             return callback
     return ANY
@@ -95,63 +96,69 @@ ANY = object()
 IN_PRODUCT = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")
 
 RULES = (
-    Rule(("model.base",), Kind.IDENTITY, "the adapter is a difference to its weights", _file_names),
-    Rule(("model.adapter",), Kind.IDENTITY, "the saved weights are its", _adapter),
-    Rule(
+    SettingRule(("model.base",), Kind.IDENTITY, "the adapter is a difference to its weights", _file_names),
+    SettingRule(("model.adapter",), Kind.IDENTITY, "the saved weights are its", _adapter),
+    SettingRule(
         ("model.learning_rate", "model.weight_decay", "model.betas", "model.warmup"),
         Kind.IDENTITY,
         "the recipe, which the optimizer's state is of",
     ),
-    Rule(("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"), Kind.IDENTITY, "the recipe"),
-    Rule(("trainer.max_steps",), Kind.IDENTITY, "the learning-rate schedule spans them"),
-    Rule(
+    SettingRule(("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"), Kind.IDENTITY, "the recipe"),
+    SettingRule(("trainer.max_steps",), Kind.IDENTITY, "the learning-rate schedule spans them"),
+    SettingRule(
         ("trainer.max_epochs", "trainer.limit_train_batches"),
         Kind.IDENTITY,
         "without `trainer.max_steps` the schedule spans them; with it they are free",
     ),
-    Rule(("seed_everything",), Kind.IDENTITY, "it draws the order of the rows and the dropout"),
-    Rule(("trainer.precision",), Kind.IDENTITY, "the type of the saved weights", _precision),
-    Rule(("model.adapter_dtype", "model.quantization"), Kind.IDENTITY, "the type of the weights"),
-    Rule(
+    SettingRule(("seed_everything",), Kind.IDENTITY, "it draws the order of the rows and the dropout"),
+    SettingRule(("trainer.precision",), Kind.IDENTITY, "the type of the saved weights", _precision),
+    SettingRule(("model.adapter_dtype", "model.quantization"), Kind.IDENTITY, "the type of the weights"),
+    SettingRule(
         ("trainer.strategy",), Kind.IDENTITY, "checkpoints are DeepSpeed's, by ZeRO stage, or of all others", _strategy
     ),
-    Rule(("data.dataset",), Kind.IDENTITY, "the checkpoint stands at a row of it; files by name and size", _dataset),
-    Rule(
+    SettingRule(
+        ("data.dataset",), Kind.IDENTITY, "the checkpoint stands at a row of it; files by name and size", _dataset
+    ),
+    SettingRule(
         ("data.validation_rows", "data.max_length", "data.overlong", "data.packing", "data.shuffle_buffer"),
         Kind.IDENTITY,
         "which documents are trained on, and in which order",
     ),
-    Rule(
+    SettingRule(
         IN_PRODUCT,
         Kind.IDENTITY,
         "their product, the rows of a step; each is free, except for the number of processes under DeepSpeed",
     ),
-    Rule(("data.validation",), Kind.IDENTITY, "a curve is of one held-out set", _dataset),
-    Rule(("trainer.limit_val_batches",), Kind.IDENTITY, "a curve is of one held-out set"),
-    Rule(
+    SettingRule(("data.validation",), Kind.IDENTITY, "a curve is of one held-out set", _dataset),
+    SettingRule(("trainer.limit_val_batches",), Kind.IDENTITY, "a curve is of one held-out set"),
+    SettingRule(
         ("trainer.callbacks",),
         Kind.IDENTITY,
         "the arguments of `SpectralTracker`, whose curves are of one measurement; all else is free",
         _spectral_tracker,
     ),
-    Rule(("trainer.accelerator", "trainer.benchmark", "trainer.deterministic"), Kind.FREE, "other rounding at most"),
-    Rule(
+    SettingRule(
+        ("trainer.accelerator", "trainer.benchmark", "trainer.deterministic"), Kind.FREE, "other rounding at most"
+    ),
+    SettingRule(
         ("model.gradient_checkpointing", "model.compile_layers", "model.attn_implementation"),
         Kind.FREE,
         "other rounding at most",
     ),
-    Rule(
+    SettingRule(
         ("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps"),
         Kind.FREE,
         "when it is validated, not what",
     ),
-    Rule(
+    SettingRule(
         ("trainer.log_every_n_steps", "checkpoint_every", "trainer.enable_checkpointing"),
         Kind.FREE,
         "when it is logged and saved",
     ),
-    Rule(("trainer.max_time", "trainer.min_steps", "trainer.min_epochs"), Kind.FREE, "when it ends, not how it trains"),
-    Rule(
+    SettingRule(
+        ("trainer.max_time", "trainer.min_steps", "trainer.min_epochs"), Kind.FREE, "when it ends, not how it trains"
+    ),
+    SettingRule(
         (
             "trainer.logger",
             "trainer.enable_progress_bar",
@@ -165,15 +172,15 @@ RULES = (
         Kind.FREE,
         "what is shown and logged, and where",
     ),
-    Rule(("data.num_workers", "data.max_malformed"), Kind.FREE, "how the same rows are read"),
-    Rule(
+    SettingRule(("data.num_workers", "data.max_malformed"), Kind.FREE, "how the same rows are read"),
+    SettingRule(
         ("model.max_new_tokens", "trainer.limit_test_batches", "trainer.limit_predict_batches", "evaluation"),
         Kind.FREE,
         "a fit does not use them",
     ),
-    Rule(("ckpt_path", "weights_only"), Kind.FREE, "they choose the checkpoint"),
-    Rule(("name", "runs", "trainer.default_root_dir"), Kind.DESIGN, "they choose the run"),
-    Rule(tuple(f"trainer.{name}" for name in REFUSALS), Kind.DESIGN, "only Lightning's default is supported"),
+    SettingRule(("ckpt_path", "weights_only"), Kind.FREE, "they choose the checkpoint"),
+    SettingRule(("name", "runs", "trainer.default_root_dir"), Kind.DESIGN, "they choose the run"),
+    SettingRule(tuple(f"trainer.{name}" for name in REFUSALS), Kind.DESIGN, "only Lightning's default is supported"),
 )
 """A rule for each setting."""
 

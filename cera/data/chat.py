@@ -166,7 +166,9 @@ class ChatEncoder:
     def _check_prompts(self, text: str, messages: list[Message], turns: list[Turn]) -> None:
         """Check that what precedes an answer is what inference sees: the prompt that the template renders for it."""
         answers = [turn for turn in turns if turn.answer and turn.number > 0]
-        for turn in answers if len(answers) <= PROMPTS else [*answers[:PROMPTS], answers[-1]]:
+        if len(answers) > PROMPTS:
+            answers = [*answers[:PROMPTS], answers[-1]]
+        for turn in answers:
             assert turn.answer is not None
             prompt = self.render(messages[: turn.number], add_generation_prompt=True)
             if len(prompt) != turn.answer[0] or not text.startswith(prompt):

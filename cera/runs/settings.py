@@ -77,12 +77,12 @@ def config_labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     settings = [flat_settings(config) for config in configs]
     kinds = [str(config["model"]["adapter"]["class_path"]).rpartition(".")[2] for config in configs]
     labels = []
-    for config, own, kind in zip(configs, settings, kinds, strict=True):
+    for config, flat, kind in zip(configs, settings, kinds, strict=True):
         alike = [other for other, other_kind in zip(settings, kinds, strict=True) if other_kind == kind]
-        names = [name for name in own if name not in IN_LABEL]
+        names = [name for name in flat if name not in IN_LABEL]
         differing = [name for name in names if _differs(name, alike if name.startswith("adapter.") else settings)]
         label = adapter_label(kind, config["model"]["adapter"].get("init_args") or {})
-        labels.append(", ".join([label, *(f"{name.removeprefix('adapter.')}={own[name]}" for name in differing)]))
+        labels.append(", ".join([label, *(f"{name.removeprefix('adapter.')}={flat[name]}" for name in differing)]))
     return labels
 
 

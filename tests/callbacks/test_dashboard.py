@@ -53,9 +53,11 @@ def test_another_adapter_shows_its_own_settings():
 def test_the_names_are_those_of_the_runs_configuration(two_runs):
     shown = yaml.safe_load((two_runs / "cera" / "hparams.yaml").read_text())
     settings = flat_settings(FinishedRun.read(two_runs / "cera").config)
-    own = {name: value for name, value in settings.items() if not name.startswith("trainer.") and value is not None}
+    module_settings = {
+        name: value for name, value in settings.items() if not name.startswith("trainer.") and value is not None
+    }
     short = {"adapter": "CeRA", "base": "tiny_llama0", "adapter.r": None, "data.dataset": None}
-    for name, value in own.items():
+    for name, value in module_settings.items():
         if short.get(name, value) is not None:
             assert shown[name] == short.get(name, value), name
     assert (shown["r"], shown["data"], shown["steps"]) == (8, "ReasoningGymWordProblems", 12)

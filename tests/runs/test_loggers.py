@@ -56,8 +56,8 @@ def test_false_leaves_metrics_csv_alone(fit) -> None:
 
 @pytest.mark.parametrize("form", ["one", "list"])
 def test_a_logger_of_the_users_own_is_added(fit, tmp_path, form) -> None:
-    own = {"class_path": CSV, "init_args": {"save_dir": str(tmp_path / "own")}}
-    run, printed = fit(f"--trainer.logger={json.dumps(own if form == 'one' else [own])}")
+    csv_logger = {"class_path": CSV, "init_args": {"save_dir": str(tmp_path / "own")}}
+    run, printed = fit(f"--trainer.logger={json.dumps(csv_logger if form == 'one' else [csv_logger])}")
     assert list(losses(run)) == [0, 1]
     assert list(losses(tmp_path / "own" / "lightning_logs" / "version_0")) == [0, 1]
     assert list(run.glob("events.out.tfevents.*"))
@@ -67,11 +67,11 @@ def test_a_logger_of_the_users_own_is_added(fit, tmp_path, form) -> None:
 
 
 def test_a_tensorboard_logger_of_the_users_own_replaces_the_runs(fit, tmp_path) -> None:
-    own = {
+    csv_logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": str(tmp_path / "own")},
     }
-    run, printed = fit(f"--trainer.logger={json.dumps(own)}")
+    run, printed = fit(f"--trainer.logger={json.dumps(csv_logger)}")
     assert list(losses(run)) == [0, 1]
     assert not list(run.glob("events.out.tfevents.*"))
     assert list((tmp_path / "own").rglob("events.out.tfevents.*"))

@@ -259,12 +259,12 @@ def test_a_layer_of_unknown_form_takes_the_exact_route(kind):
     recorder = SpectrumRecorder(model, ["update", "latent"])
     with recorder.attached():
         forward(model, batches(1)[0])
-    found = recorder.spectra(0)
+    recorded = recorder.spectra(0)
     with torch.no_grad():
         sigma = torch.linalg.svdvals(expected(layer, x[0]).flatten(0, 1))
-    assert_same_spectrum(found.values["update"][LAYER], sigma)
-    assert effective_rank(found.values["update"][LAYER]) <= 8
-    assert not found.values["latent"]
+    assert_same_spectrum(recorded.values["update"][LAYER], sigma)
+    assert effective_rank(recorded.values["update"][LAYER]) <= 8
+    assert not recorded.values["latent"]
 
 
 def test_known_forms_take_the_fast_route():

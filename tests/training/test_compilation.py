@@ -17,8 +17,8 @@ OPERATIONS = ["shm_comm"]
 
 
 @pytest.fixture
-def told(monkeypatch) -> list[str]:
-    """What the user is told."""
+def messages(monkeypatch) -> list[str]:
+    """Collect the messages that the user sees."""
     lines: list[str] = []
     monkeypatch.setattr(compilation, "rank_zero_info", lines.append)
     return lines
@@ -40,14 +40,14 @@ def age(lock: Path, seconds: float) -> None:
         os.utime(file, (time.time() - seconds,) * 2)
 
 
-def test_an_old_lock_that_nobody_holds_is_removed(lock, told):
+def test_an_old_lock_that_nobody_holds_is_removed(lock, messages):
     age(lock, 2 * 3600)
     prepare_compilation(OPERATIONS)
     assert not lock.exists()
-    assert told == [f"Removed {lock}, which an interrupted compilation left 2.0 hours ago."]
+    assert messages == [f"Removed {lock}, which an interrupted compilation left 2.0 hours ago."]
 
 
-def test_a_young_one_is_an_error_that_names_it(lock, told):
+def test_a_young_one_is_an_error_that_names_it(lock, messages):
     age(lock, 60)
     with pytest.raises(CompilationLocked, match=rf"^{lock} says.*Remove it if none does: rm {lock}$") as caught:
         prepare_compilation(OPERATIONS)
@@ -55,10 +55,10 @@ def test_a_young_one_is_an_error_that_names_it(lock, told):
     assert lock.exists()
     prepare_compilation(OPERATIONS, shared=True)  # another machine of this run may hold it
     assert lock.exists()
-    assert told == [f"Waiting for {lock}; if no machine compiles, an interrupted run left it: remove it then."]
+    assert messages == [f"Waiting for {lock}; if no machine compiles, an interrupted run left it: remove it then."]
 
 
-def test_a_folder_that_is_still_written_to_is_young(lock, told):
+def test_a_folder_that_is_still_written_to_is_young(lock, messages):
     age(lock, 2 * 3600)
     (lock.parent / "shm.o").touch()
     with pytest.raises(CompilationLocked):
@@ -67,7 +67,7 @@ def test_a_folder_that_is_still_written_to_is_young(lock, told):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell who has a file open")
 @pytest.mark.parametrize("seconds", [60, 2 * 3600])
-def test_one_that_a_process_holds_is_waited_for(lock, told, seconds):
+def test_one_that_a_process_holds_is_waited_for(lock, messages, seconds):
     age(lock, seconds)
     code = "import sys, time; file = open(sys.argv[1]); print('open', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE) as holder:
@@ -76,23 +76,23 @@ def test_one_that_a_process_holds_is_waited_for(lock, told, seconds):
             prepare_compilation(OPERATIONS)
         finally:
             holder.kill()
-    assert told == [f"Waiting for process {holder.pid}, which compiles shm_comm ({lock})."]
+    assert messages == [f"Waiting for process {holder.pid}, which compiles shm_comm ({lock})."]
     assert lock.exists()
 
 
-def test_locks_of_other_extensions_are_left_alone(lock, told):
+def test_locks_of_other_extensions_are_left_alone(lock, messages):
     age(lock, 60)
     prepare_compilation(["another"])
     assert lock.exists()
 
 
-def test_compilation_is_announced_until_something_is_compiled(lock, told, tmp_path):
+def test_compilation_is_announced_until_something_is_compiled(lock, messages, tmp_path):
     lock.unlink()
     prepare_compilation(OPERATIONS)
-    assert told == []
+    assert messages == []
     (lock.parent / "shm_comm.so").unlink()
     prepare_compilation(OPERATIONS)
-    assert told == [
+    assert messages == [
         f"DeepSpeed compiles its operations once, which takes a minute or more, and keeps them in {tmp_path}."
     ]
 

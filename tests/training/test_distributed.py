@@ -80,6 +80,7 @@ def test_two_processes_equal_one(tiny_llama, tmp_path, alone, strategy, precisio
 
 
 def test_two_processes_answer_every_prompt_once(tiny_llama, tmp_path):
+    run(command(tiny_llama, tmp_path, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"))
     arguments = command(tiny_llama, tmp_path, *two("ddp"), "--model.max_new_tokens=1")
     run([*arguments[:2], "predict", *arguments[2:]])
     prompts = [

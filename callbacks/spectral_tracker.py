@@ -156,7 +156,7 @@ class SpectralTracker(Callback):
         self._first_step = trainer.global_step
         self._recorder = None
         try:
-            recorder = SpectrumRecorder(pl_module, self.quantities, _gather_of(pl_module))
+            recorder = SpectrumRecorder(pl_module, self.quantities, _gather_function(pl_module))
         except NotRecordableError as error:
             rank_zero_warn(f"SpectralTracker measures nothing: {error}")
             return
@@ -199,10 +199,10 @@ def _write(spectra: Spectra, folder: Path) -> None:
         spectra.save(file)
 
 
-def _gather_of(module: LightningModule) -> GatherWeight:
+def _gather_function(module: LightningModule) -> GatherWeight:
     """Return how to get a weight in full: all ranks must gather it if ZeRO-3 has partitioned the module."""
     if not any(hasattr(weight, "ds_id") for weight in module.parameters()):
         return unpartitioned
     from cera.training.deepspeed import gather
 
-    return lambda weight: gather({"weight": weight})["weight"] if hasattr(weight, "ds_id") else weight  # type: ignore[dict-item]
+    return lambda weight: gather({"weight": weight})["weight"] if hasattr(weight, "ds_id") else weight

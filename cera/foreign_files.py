@@ -6,8 +6,12 @@ Example:
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 LONGEST_REASON = 300
 """Maximum number of characters of another library's message that is repeated in ours."""
@@ -47,10 +51,25 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file for PyTorch, as ``safetensors.safe_open`` does.
+
+    Raises:
+        FileError: The file is missing, or it is not a whole safetensors file.
+    """
+    require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise FileError(f"{path} is not a whole safetensors file: {one_line(error)}.") from error
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error of another library on one line, shortened, without a full stop.
 
-    An operating system's error is told without its number; a message that says little gets the error's name.
+    An operating system's error is given without its number; a message that says little gets the error's name.
     """
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     text = " ".join(text.split())

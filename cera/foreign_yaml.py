@@ -38,12 +38,7 @@ def load_yaml(text: str, loader: Any = yaml.SafeLoader) -> Any:
         if count > MOST_NODES:
             raise ValueError(f"its aliases stand for {count} keys and values, and {MOST_NODES} are the limit")
         return reader.construct_document(node)
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        TypeError,
-    ) as error:  # from PyYAML, for !!int ""
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # PyYAML raises these for `!!int ""`
         raise ValueError("it has a value that is not of the type of its tag") from error
     except RecursionError as error:
         raise ValueError("its lists and mappings are nested too deeply") from error

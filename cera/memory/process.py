@@ -3,11 +3,15 @@
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 STATUS = Path("/proc/self/status")
 
 
-def peak_bytes(gpu: object = None) -> int:
+def peak_bytes(gpu: "torch.device | None" = None) -> int:
     """Return the most memory that this process has needed so far: resident, or allocated by torch on a GPU.
 
     ``ru_maxrss`` is used only where there is no ``/proc``: on Linux it starts at the size of the parent process.
@@ -18,7 +22,7 @@ def peak_bytes(gpu: object = None) -> int:
     if gpu is not None:
         import torch
 
-        return torch.cuda.max_memory_allocated(gpu)  # type: ignore[arg-type]
+        return torch.cuda.max_memory_allocated(gpu)
     if STATUS.exists():
         return _status("VmHWM")
     import resource  # not available on Windows

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from cera.foreign_files import FileError, one_line, read_json_object, require_file
+from cera.foreign_files import open_safetensors, read_json_object, require_file
 from cera.models.backbone import BackboneError, check_complete, reading
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -34,7 +33,8 @@ def check_weight_files(base: str) -> None:
         return
     for file in _weight_files(folder):
         if require_file(file).suffix == ".safetensors":
-            _check_header(file)
+            with open_safetensors(file):
+                pass  # reads the header
     with reading(base, "weights"), _quiet():
         options = {"device_map": "meta", "ignore_mismatched_sizes": True, "trust_remote_code": False}
         _, loaded = cast(Any, AutoModelForCausalLM.from_pretrained)(base, output_loading_info=True, **options)
@@ -52,14 +52,6 @@ def _weight_files(folder: Path) -> list[Path]:
                 raise BackboneError(f"{folder / sharded}: weight_map must map the names of weights to files.")
             return [folder / name for name in sorted(set(shards.values()))]
     raise BackboneError(f"model.base={folder}: it has no weights (looked for {', '.join([*SINGLE, *SHARDED])}).")
-
-
-def _check_header(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{file} is not a whole safetensors file: {one_line(error)}.") from error
 
 
 @contextmanager

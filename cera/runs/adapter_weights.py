@@ -12,12 +12,10 @@ import torch
 from peft import PeftConfig, PeftType, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cera.adapters import BranchModel, with_current_prefix
-from cera.foreign_files import FileError, one_line, require_file
+from cera.foreign_files import FileError, one_line, open_safetensors
 from cera.runs.adapter_settings import CONFIG_FILE, AdapterError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -29,8 +27,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of ``adapter_model.safetensors`` by name.
 
     Raises:
-        FileError: The file is missing, or no file.
-        AdapterError: It is not a whole safetensors file, or has a value that is NaN or infinite.
+        AdapterError: The file is missing, not a whole safetensors file, or has a value that is NaN or infinite.
     """
     file = folder / WEIGHTS_FILE
     if not file.exists() and (folder / PICKLE).exists():
@@ -39,11 +36,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             "PEFT's save_pretrained does so by default."
         )
     try:
-        weights = load_file(require_file(file))
-    except FileError:
-        raise
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise AdapterError(f"{file} is not a whole safetensors file: {one_line(error)}.") from error
+        with open_safetensors(file) as tensors:
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # not a dict
+    except FileError as error:
+        raise AdapterError(str(error)) from error
     wrong = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if wrong:
         raise AdapterError(f"{file}: {wrong[0]} has values that are NaN or infinite{_and_others(wrong)}.")

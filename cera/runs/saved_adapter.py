@@ -114,12 +114,7 @@ class SavedAdapter:
             backbone = backbone.to(device)
         try:
             model = PeftModel.from_pretrained(backbone, str(self.folder), autocast_adapter_dtype=False)
-        except (
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:  # of methods that `check_weights` passes over
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:  # `check_weights` passes over some methods
             raise AdapterError(f"{self.folder} cannot be loaded into {self.base}: {one_line(error)}.") from error
         check_loaded(self.folder, read_weights(self.folder), model)
         return model.eval()

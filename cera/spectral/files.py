@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cera.foreign_files import FileError, one_line, require_file
+from cera.foreign_files import FileError, open_safetensors
 
 Quantity = Literal["update", "latent", "weight"]
 """Which matrix is measured (see ``cera.spectral``)."""
@@ -94,11 +93,8 @@ def _step_of(path: Path) -> int | None:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(require_file(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is not a whole safetensors file: {one_line(error)}.") from error
+    with open_safetensors(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
 
 
 def _layers_and_ranks(path: Path, metadata: dict[str, str]) -> tuple[list[str], dict[str, int]]:

@@ -6,7 +6,7 @@ Example:
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from cera.runs.checkpoints import CheckpointError
 from cera.runs.files import sync_directory, sync_tree
@@ -139,7 +139,7 @@ class DeepSpeed(DeepSpeedStrategy):
         return checkpoint
 
 
-def gather(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def gather(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return full copies on the CPU of parameters that ZeRO-3 has partitioned. Every rank must call this.
 
     Args:

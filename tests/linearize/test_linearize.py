@@ -14,6 +14,7 @@ from command_line import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from token_batches import token_batches
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -123,17 +124,7 @@ def test_the_streamed_factor_is_accurate_where_moments_are_not():
 
 @pytest.fixture(scope="module")
 def batches():
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(3, 40, dtype=torch.bool)
-    mask[1, 25:] = False
-    return [
-        {
-            "input_ids": torch.randint(0, 1000, (3, 40), generator=generator),
-            "position_ids": torch.arange(40).repeat(3, 1),
-            "tokens": mask,
-        }
-        for _ in range(8)
-    ]
+    return token_batches(8, vocabulary=1000, length=40, padded_from=25)
 
 
 def adapted(base: str, dtype: torch.dtype = torch.float32, name: str = "default", **options) -> PeftModel:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
+from token_batches import token_batches
 from transformers import AutoModelForCausalLM
 
 import cera
@@ -29,17 +30,7 @@ WITH_LATENT = LINEAR | {"cera"}
 
 @pytest.fixture
 def batches():
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(3, 40, dtype=torch.bool)
-    mask[1, 25:] = False
-    return [
-        {
-            "input_ids": torch.randint(0, 1000, (3, 40), generator=generator),
-            "position_ids": torch.arange(40).repeat(3, 1),
-            "tokens": mask,
-        }
-        for _ in range(2)
-    ]
+    return token_batches(2, vocabulary=1000, length=40, padded_from=25)
 
 
 def trained(base: str, adapter) -> torch.nn.Module:

@@ -22,6 +22,7 @@ from peft import (
 from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
+from token_batches import token_batches
 from torch import nn
 
 import cera
@@ -69,17 +70,7 @@ def trained(adapter, dtype=torch.bfloat16, scale=0.01, base=None):
 
 
 def batches(count=2):
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(3, 20, dtype=torch.bool)
-    mask[1, 12:] = False
-    return [
-        {
-            "input_ids": torch.randint(0, 64, (3, 20), generator=generator),
-            "position_ids": torch.arange(20).repeat(3, 1),
-            "tokens": mask,
-        }
-        for _ in range(count)
-    ]
+    return token_batches(count, vocabulary=64, length=20, padded_from=12)
 
 
 def forward(model, batch):

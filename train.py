@@ -10,7 +10,11 @@ Without a subcommand it fits. ``--print_config`` shows the whole configuration. 
 
 import sys
 
-from cera.cli.main import main
+try:
+    from cera.cli.main import main
+except KeyboardInterrupt:  # the imports take seconds
+    print("\nSIGINT: stopped.", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

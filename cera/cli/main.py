@@ -50,8 +50,18 @@ that registers an adapter."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit status: 2 after a user's mistake or if an extra is missing."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    """Run a subcommand and return its exit status.
+
+    The status is 2 after a user's mistake or if an extra is missing, and 130 after Ctrl-C.
+    """
+    try:
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:  # before the subcommand handles it, as its imports take seconds
+        print("\nSIGINT: stopped.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         _parser().parse_args(arguments or ["--help"])  # which exits
         return 2

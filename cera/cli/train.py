@@ -31,6 +31,7 @@ from cera.evaluation.records import RecordError
 from cera.foreign_files import FileError
 from cera.runs.checkpoints import CheckpointError
 from cera.runs.directory import RUN_DIR
+from cera.runs.signals import Stopped, raise_stopped, stop_signals
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 MISTAKES = (
@@ -61,16 +62,24 @@ def main(arguments: list[str]) -> int:
         arguments = ["fit", *arguments]
     given_directory = os.environ.get(RUN_DIR)
     try:
-        stopped_by = TrainingCLI(arguments).stopped_by
+        with stop_signals(raise_stopped):
+            TrainingCLI(arguments)
+    except Stopped as stopped:
+        return _end(stopped, 128 + stopped.signal)
     except MISTAKES as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Diverged as error:
-        if getattr(rank_zero_only, "rank", 0) != 0:
-            return 0
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+        return _end(f"error: {error}", 3)
     finally:
         if given_directory is None:
             os.environ.pop(RUN_DIR, None)
-    return 0 if stopped_by is None else 128 + stopped_by
+    return 0
+
+
+def _end(reason: object, status: int) -> int:
+    """Print why the run ended early and return ``status``, in the first process; return 0 in the others."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return 0
+    print(reason, file=sys.stderr)
+    return status

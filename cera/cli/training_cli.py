@@ -1,5 +1,6 @@
 """The configuration, objects and subcommands of ``cera train``, on top of Lightning's ``LightningCLI``."""
 
+import signal
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,6 +28,7 @@ from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.tasks import Task
 from cera.models.backbone import load_config
+from cera.runs.signals import Stopped
 from cera.training.module import CausalLM
 from cera.training.precision import base_dtype
 
@@ -141,7 +143,10 @@ class TrainingCLI(LightningCLI):
         """Create the trainer with the callbacks and loggers of the run directory beside the configured ones."""
         config = self.config_init[self.subcommand]
         settings, self.checkpoints = trainer_settings(config, str(self.subcommand), self.run)
-        return super().instantiate_trainer(**kwargs, **settings)
+        trainer = super().instantiate_trainer(**kwargs, **settings)
+        # Lightning's handler of SIGTERM would set a flag, and wait for other ranks that got no signal
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
     def _add_evaluation(self, evaluation: Evaluation) -> None:
         evaluation.task.check()
@@ -157,6 +162,16 @@ class TrainingCLI(LightningCLI):
 
     # Running
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; end the processes that the launcher has started if a signal stops this one."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Stopped:
+            launcher = self.trainer.strategy.launcher
+            if launcher is not None:
+                launcher.kill(signal.SIGKILL)
+            raise
+
     def after_fit(self) -> None:
         """Report a resumed run that had ended already."""
         if self.checkpoints is not None and not self.checkpoints.started:
@@ -165,12 +180,3 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Answer the held-out prompts; each answer is a line of ``predictions.jsonl``."""
         save_predictions(self.trainer, self.trainer.predict(**kwargs) or [], self.run.directory)
-
-    # The end
-
-    @property
-    def stopped_by(self) -> int | None:
-        """The signal that stopped the run, in the first process; ``None`` if it ran to its end."""
-        if self.checkpoints is None or not self.trainer.is_global_zero:
-            return None
-        return self.checkpoints.stopped_by

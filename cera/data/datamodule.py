@@ -20,6 +20,7 @@ from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 from cera.models.backbone import load_tokenizer
 from cera.runs.checkpoints import CheckpointError, shared_differences
+from cera.runs.signals import leave_ctrl_c_to_trainer
 
 SPLIT_SEED = 0
 """Seed of the choice of held-out rows. It is not the run's: all runs of a study are validated on the same rows."""
@@ -184,7 +185,8 @@ class ChatData(LightningDataModule):
 
     def _loader(self, stream: BatchStream | None) -> DataLoader:
         assert stream is not None, "setup() comes first"
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+        workers = self.num_workers
+        return DataLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=leave_ctrl_c_to_trainer)
 
     def questions(self) -> Iterator[Question]:
         """Yield the held-out conversations that end in a question and its answer, in order."""

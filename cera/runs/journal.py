@@ -1,13 +1,14 @@
 """How much of a run's outputs belongs to a checkpoint, so that a resumed run goes on with the outputs of that step.
 
 Beside ``checkpoints/step=N.ckpt`` lies ``step=N.json``. It holds how long the files that grow (``metrics.csv`` and
-TensorBoard's) were when they had all of the first N steps, and whether the validation of step N was among that. It is
-written before the checkpoint, and again when the validation of the step is done.
+TensorBoard's) were when they had all of the first N steps, and what of step N was left to do then. It is written before
+the checkpoint, and again when the validation of the step is done, or the epoch or the run ends with it.
 """
 
 import csv
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,30 +20,32 @@ EVENTS = "events.out.tfevents.*"
 """TensorBoard's files in a run directory."""
 
 
+VALIDATION, EPOCH, RUN = "validation", "epoch", "run"
+"""What comes after a step's log: its validation, if it is due, and the ends of its epoch and of the run."""
+
+
 @dataclass(frozen=True)
 class Journal:
     """The state of a run's outputs at a checkpoint.
 
     Attributes:
-        validated: Whether they hold the validation of the checkpoint's step, or none is due at it.
-        ended: Whether the run ended at that step, and everything is done that is done at the end of a run.
+        left_out: What of ``VALIDATION``, ``EPOCH`` and ``RUN`` comes after the checkpoint's step and is not done.
         rows: Number of rows of ``metrics.csv``.
         events: Size of each of TensorBoard's files in bytes, by name.
     """
 
-    validated: bool
-    ended: bool
+    left_out: list[str]
     rows: int
     events: dict[str, int]
 
     @classmethod
-    def take(cls, run_dir: Path, validated: bool, ended: bool = False) -> "Journal":
+    def take(cls, run_dir: Path, left_out: Collection[str]) -> "Journal":
         """Flush the outputs in ``run_dir`` to disk, and return their state."""
         for path in (run_dir / METRICS, *run_dir.glob(EVENTS)):
             if path.is_file():
                 sync_file(path)
         events = {path.name: path.stat().st_size for path in sorted(run_dir.glob(EVENTS))}
-        return cls(validated, ended, max(len(_lines(run_dir / METRICS)) - 1, 0), events)
+        return cls(sorted(left_out), max(len(_lines(run_dir / METRICS)) - 1, 0), events)
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Journal | None":
@@ -55,18 +58,18 @@ class Journal:
         if not path.exists():
             return None
         content = read_json_object(path)
-        for name, kind in (("validated", bool), ("ended", bool), ("rows", int), ("events", dict)):
+        for name, kind in (("left_out", list), ("rows", int), ("events", dict)):
             if not isinstance(content.get(name), kind):
                 raise FileError(f"{path}: {name} must be {kind.__name__}, got {content.get(name)!r}.")
         sizes = {str(name): int(size) for name, size in content["events"].items() if isinstance(size, int)}
-        return cls(content["validated"], content["ended"], content["rows"], sizes)
+        return cls(content["left_out"], content["rows"], sizes)
 
     @classmethod
     def before_step(cls, run_dir: Path, step: int) -> "Journal":
         """Return what a journal of a checkpoint of ``step`` would hold that an earlier version has written without."""
         table = csv.DictReader(line.decode() for line in _lines(run_dir / METRICS))
         rows = sum(int(row["step"]) < step for row in table)
-        return cls(True, True, rows, {path.name: path.stat().st_size for path in run_dir.glob(EVENTS)})
+        return cls([], rows, {path.name: path.stat().st_size for path in run_dir.glob(EVENTS)})
 
     def save(self, checkpoint: Path) -> None:
         """Write the journal of a checkpoint."""
@@ -85,7 +88,7 @@ class Journal:
                 os.truncate(path, min(self.events[path.name], path.stat().st_size))
 
 
-NOTHING = Journal(validated=True, ended=False, rows=0, events={})
+NOTHING = Journal(left_out=[], rows=0, events={})
 """The state before the first step."""
 
 

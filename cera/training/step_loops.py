@@ -1,43 +1,36 @@
-"""Lightning's loops, with a moment between a step's log and its validation, and with validations that were left out.
+"""Lightning's loops, which call a callback between a step's log and its validation, and make up for what was left out.
 
 Lightning logs a step after the last hook that it calls for it, and goes on to the validation at once. A checkpoint that
 a callback writes in a hook therefore precedes outputs of its own step, and Lightning never makes them again.
 """
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from lightning import Trainer
-from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.fit_loop import RestartStage, _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer import call
 
+from cera.runs.journal import EPOCH, RUN, VALIDATION
+
 
 class StepHooks(Protocol):
-    """What is called around the validation of a step and at the end of a run, on every rank."""
+    """What is called on every rank when a part of a step is done."""
 
-    def on_step_logged(self, trainer: Trainer, validation_due: bool) -> None:
-        """A micro-batch is in the loggers, and its validation, if any is due, comes next."""
+    def on_step_logged(self, trainer: Trainer, to_do: set[str]) -> None:
+        """A micro-batch is in the loggers; ``to_do`` comes next, ``RUN`` if it is the last one."""
 
-    def on_step_done(self, trainer: Trainer) -> None:
-        """The validation of a step is in the loggers, or none was due or allowed."""
-
-    def on_run_done(self, trainer: Trainer) -> None:
-        """All hooks at the end of training have run."""
+    def on_part_done(self, trainer: Trainer, part: str) -> None:
+        """The validation, the end of the epoch or the end of the run is done, if it was to do."""
 
 
-def follow_steps(trainer: Trainer, hooks: StepHooks, validate_first: bool = False, end_again: bool = False) -> None:
-    """Let ``trainer`` call ``hooks`` in the fit that comes next.
-
-    Args:
-        trainer: The trainer.
-        hooks: What is called.
-        validate_first: Whether the fit, which resumes, validates before its first step.
-        end_again: Whether a fit that has no step left runs the hooks of its start and its end all the same.
-    """
+def follow_steps(trainer: Trainer, hooks: StepHooks, left_out: Collection[str]) -> None:
+    """Let ``trainer`` call ``hooks`` in the fit that comes next, and first do what the run that it resumes left out."""
     fit_loop: Any = trainer.fit_loop
     fit_loop.__class__, fit_loop.epoch_loop.__class__ = FitLoop, StepLoop  # Lightning makes its loops itself
     fit_loop.hooks = fit_loop.epoch_loop.hooks = hooks
-    fit_loop.validate_first, fit_loop.end_again = validate_first, end_again
+    fit_loop.left_out = set(left_out)
 
 
 class StepLoop(_TrainingEpochLoop):
@@ -47,9 +40,24 @@ class StepLoop(_TrainingEpochLoop):
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         """Validate if it is due."""
-        self.hooks.on_step_logged(self.trainer, self._should_check_val_fx(data_fetcher))
+        to_do = {RUN}
+        if self._should_check_val_fx(data_fetcher):
+            to_do.add(VALIDATION)
+        if self._is_training_done or (self.trainer.should_stop and self.trainer.fit_loop._can_stop_early):
+            to_do.add(EPOCH)
+        self.hooks.on_step_logged(self.trainer, to_do)
         super().on_advance_end(data_fetcher)
-        self.hooks.on_step_done(self.trainer)
+        self.hooks.on_part_done(self.trainer, VALIDATION)
+
+    def reset(self) -> None:
+        """Prepare for an epoch. Lightning counts on if it resumes at the end of one whose length it did not know."""
+        new_epoch = self.restarting and self.batch_progress.is_last_batch
+        super().reset()
+        if new_epoch:
+            self.batch_progress.reset_on_run()
+            self.scheduler_progress.reset_on_run()
+            self.automatic_optimization.optim_progress.reset_on_run()
+            self.val_loop.batch_progress.total.reset()
 
     def validate(self) -> None:
         """Validate outside of a step."""
@@ -65,33 +73,53 @@ class FitLoop(_FitLoop):
 
     hooks: StepHooks
     epoch_loop: StepLoop
-    validate_first: bool
-    end_again: bool
+    left_out: set[str]
 
     @property
     def skip(self) -> bool:
-        """Whether there is nothing to do."""
-        return super().skip and not self.end_again
+        """Whether nothing is left to do."""
+        progress: Any = self.epoch_progress.current
+        last_epoch = self.max_epochs not in (None, -1) and progress.processed + 1 >= self.max_epochs
+        at_the_end = self.epoch_loop.restarting and self.epoch_loop.batch_progress.is_last_batch and last_epoch
+        return (super().skip or at_the_end) and not self.left_out
 
     def reset(self) -> None:
-        """Prepare to run; Lightning begins the next epoch here if the checkpoint is of the end of one."""
+        """Prepare to run; Lightning begins the next epoch here if it resumes at the end of one."""
         progress: Any = self.epoch_progress.current
         epoch = progress.processed
         super().reset()
-        self._epochs_begun = progress.processed - epoch
+        self._epochs_ended = progress.processed - epoch
+        if self._epochs_ended:
+            self._restart_stage = RestartStage.NONE  # Lightning would pass over the hooks of its start
 
     def on_run_start(self) -> None:
-        """Run the hooks of the start, and the validation that was left out."""
+        """Run the hooks of the start, then what was left out of the step that is resumed from."""
         super().on_run_start()
-        if self.validate_first:
-            self.validate_first = False
-            progress: Any = self.epoch_progress.current
-            progress.processed -= self._epochs_begun  # the validation belongs to the epoch of its step
+        if not self.left_out & {VALIDATION, EPOCH}:
+            return
+        self._count_epochs(-self._epochs_ended)  # what was left out belongs to the epoch of its step
+        if VALIDATION in self.left_out:
             self.epoch_loop.validate()
-            progress.processed += self._epochs_begun
-            self.hooks.on_step_done(self.trainer)
+            self.hooks.on_part_done(self.trainer, VALIDATION)
+        if EPOCH in self.left_out:
+            self.epoch_loop._batches_that_stepped += 1  # as it is after a validation
+            self.on_advance_end()
+            self.epoch_loop._batches_that_stepped -= 1
+        else:
+            self._count_epochs(self._epochs_ended)
+
+    def _count_epochs(self, number: int) -> None:
+        progress: Any = self.epoch_progress
+        for counts in (progress.total, progress.current):
+            counts.processed += number
+            counts.completed += number
+
+    def on_advance_end(self) -> None:
+        """Run the hooks of the end of an epoch."""
+        super().on_advance_end()
+        self.hooks.on_part_done(self.trainer, EPOCH)
 
     def on_run_end(self) -> None:
         """Run the hooks of the end."""
         super().on_run_end()
-        self.hooks.on_run_done(self.trainer)
+        self.hooks.on_part_done(self.trainer, RUN)

@@ -9,7 +9,7 @@ import pytest
 from cera.foreign_files import FileError
 from cera.runs import loggers
 from cera.runs.files import remove_unfinished
-from cera.runs.journal import NOTHING, Journal
+from cera.runs.journal import NOTHING, RUN, VALIDATION, Journal
 from cera.runs.loggers import MetricsCSV, RunTensorBoard
 
 
@@ -105,8 +105,8 @@ def test_a_header_that_grows_never_leaves_half_a_file(tmp_path, monkeypatch) -> 
 def test_outputs_are_cut_back_to_a_journal(tmp_path) -> None:
     log(tmp_path, {0: {"loss": 2.0}, 1: {"loss": 1.5}})
     (tmp_path / "events.out.tfevents.1").write_bytes(b"12345")
-    journal = Journal.take(tmp_path, validated=False)
-    assert journal == Journal(validated=False, ended=False, rows=2, events={"events.out.tfevents.1": 5})
+    journal = Journal.take(tmp_path, {RUN, VALIDATION})
+    assert journal == Journal(["run", "validation"], rows=2, events={"events.out.tfevents.1": 5})
     whole = (tmp_path / "metrics.csv").read_bytes()
     for name in ("metrics.csv", "events.out.tfevents.1"):
         with (tmp_path / name).open("ab") as file:
@@ -119,7 +119,7 @@ def test_outputs_are_cut_back_to_a_journal(tmp_path) -> None:
 
 def test_rows_are_counted_whatever_columns_came_since(tmp_path) -> None:
     log(tmp_path, {0: {"loss": 2.0}})
-    journal = Journal.take(tmp_path, validated=True)
+    journal = Journal.take(tmp_path, {RUN})
     log(tmp_path, {1: {"loss": 1.0, "accuracy": 0.5}})
     journal.cut_back(tmp_path)
     assert table(tmp_path) == [{"loss": "2.0", "step": "0"}]
@@ -140,7 +140,7 @@ def test_a_run_that_starts_again_keeps_no_row(tmp_path) -> None:
 def test_a_journal_is_read_as_it_was_written(tmp_path) -> None:
     checkpoint = tmp_path / "step=3.ckpt"
     assert Journal.read(checkpoint) is None
-    journal = Journal(validated=False, ended=True, rows=7, events={"events.out.tfevents.1": 5})
+    journal = Journal(["validation"], rows=7, events={"events.out.tfevents.1": 5})
     journal.save(checkpoint)
     assert Journal.read(checkpoint) == journal
     assert [path.name for path in tmp_path.iterdir()] == ["step=3.json"]
@@ -151,7 +151,7 @@ def test_a_journal_is_read_as_it_was_written(tmp_path) -> None:
     [
         ("{", "cannot be read as JSON"),
         ("[]", "must hold a JSON object"),
-        ('{"validated": true, "ended": false, "rows": "7", "events": {}}', "rows must be int, got '7'"),
+        ('{"left_out": [], "rows": "7", "events": {}}', "rows must be int, got '7'"),
     ],
 )
 def test_a_damaged_journal_is_named(tmp_path, content, message) -> None:
@@ -163,7 +163,7 @@ def test_a_damaged_journal_is_named(tmp_path, content, message) -> None:
 def test_a_journal_touches_no_file_but_those_of_its_run(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("text")
-    Journal(validated=True, ended=False, rows=0, events={"../precious": 0}).cut_back(tmp_path / "run")
+    Journal([], rows=0, events={"../precious": 0}).cut_back(tmp_path / "run")
     assert (tmp_path / "precious").read_text() == "text"
 
 

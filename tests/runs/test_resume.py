@@ -1,5 +1,4 @@
 import os
-import random
 import signal
 from pathlib import Path
 
@@ -23,29 +22,6 @@ def assert_same_run(resumed: Path, reference: Path) -> None:
     ours, theirs = (load_file(d / "adapter" / "adapter_model.safetensors") for d in (resumed, reference))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_killed_run_goes_on_as_if_it_had_not_been(tiny_llama, tmp_path, uninterrupted):
-    arguments = command(tiny_llama, tmp_path, "--trainer.max_steps=30")
-    step = random.randint(4, 20)
-    status, output = start_and_signal(arguments, tmp_path / "test", step, signal.SIGKILL)
-    assert status == -signal.SIGKILL, output
-    so_far = losses(tmp_path / "test")
-    assert step <= max(so_far) < 29
-    # another process, the same seed: the same numbers, also without any resume
-    assert so_far.items() <= losses(uninterrupted).items()
-    run([*arguments, "--ckpt_path=last"])
-    assert_same_run(tmp_path / "test", uninterrupted)
-
-
-def test_killed_before_its_first_regular_checkpoint(tiny_llama, tmp_path, uninterrupted):
-    arguments = command(tiny_llama, tmp_path, "--trainer.max_steps=30", "--checkpoint_every=1000")
-    status, output = start_and_signal(arguments, tmp_path / "test", 1, signal.SIGKILL)
-    assert status == -signal.SIGKILL, output
-    with (tmp_path / "test" / "metrics.csv").open("a") as file:
-        file.write("0,")  # a line that was cut off
-    run([*arguments, "--ckpt_path=last"])
-    assert_same_run(tmp_path / "test", uninterrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

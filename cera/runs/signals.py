@@ -1,0 +1,140 @@
+"""SIGINT and SIGTERM: the first ends what a process does in good order, the second ends the process at once.
+
+Example:
+    >>> with stop_signals(raise_stopped):
+    ...     load_and_train()  # ends with a ``Stopped`` after the first signal
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+Receive = Callable[[signal.Signals], None]
+"""Is called in the main thread with the first signal."""
+
+
+class Stopped(SystemExit):
+    """A signal stopped the process. Where nothing catches it, Python exits with status 128 + N.
+
+    Attributes:
+        signal: The signal.
+    """
+
+    def __init__(self, number: signal.Signals, outcome: str = "stopped.") -> None:
+        super().__init__(128 + number)
+        self.signal = number
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return f"{self.signal.name}: {self.outcome}"
+
+
+def raise_stopped(number: signal.Signals) -> None:
+    """Raise ``Stopped`` where the main thread stands."""
+    raise Stopped(number)
+
+
+def leave_ctrl_c_to_trainer(worker: int) -> None:
+    """Ignore SIGINT in a DataLoader's worker, as ``worker_init_fn``.
+
+    A terminal sends Ctrl-C to all processes, but the trainer needs its workers until the step is done.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _State:
+    """The receivers of this process, the innermost last; the signals since the first came; the mask while it forks."""
+
+    def __init__(self) -> None:
+        self.receivers: list[Receive] = []
+        self.count = 0
+        self.mask: set[Any] = set()
+
+
+_state = _State()
+
+
+@contextmanager
+def stop_signals(receive: Receive) -> Iterator[None]:
+    """Pass the first signal on to ``receive``, or to that of a ``with`` block within this one.
+
+    The second ends the process at once with status 128 + N, even if the main thread hangs outside of Python. Processes
+    that are forked meanwhile have Python's own handlers. In another thread than the main one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _state.receivers.append(receive)
+    try:
+        if len(_state.receivers) > 1:
+            yield
+        else:
+            with _handlers():
+                yield
+    finally:
+        _state.receivers.pop()
+
+
+@contextmanager
+def _handlers() -> Iterator[None]:
+    """Handle the signals, in a thread those that the main thread does not come to."""
+    _state.count = 0
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_watch, args=(reading,), name="stop_signals", daemon=True).start()
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, _handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writing)  # which ends the thread
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    _state.count += 1
+    if _state.count > 1:
+        os._exit(128 + number)
+    _state.receivers[-1](signal.Signals(number))
+
+
+def _watch(reading: int) -> None:
+    """Exit at the second signal. Python writes the number of each to a pipe when it comes, and handles it later."""
+    count = 0
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        while numbers := pipe.read(1):
+            count += numbers[0] in SIGNALS
+            if count > 1:
+                os._exit(128 + numbers[0])
+
+
+def _block() -> None:
+    """Hold signals back while this process forks: one in the child is the child's, and not lost in between."""
+    if _state.receivers:
+        _state.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock() -> None:
+    if _state.receivers:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _state.mask)
+
+
+def _reset_in_child() -> None:
+    """Give Python's own handlers to a forked process, whose signals are not its parent's."""
+    if _state.receivers:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _unblock()
+        _state.receivers.clear()
+
+
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_in_child)

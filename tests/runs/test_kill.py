@@ -1,0 +1,21 @@
+"""SIGKILL at any moment costs no file of a run; see ``kill_and_resume.py``."""
+
+import sys
+
+import pytest
+from command_line import TESTS, run
+
+
+def kill_and_resume(*options: str, timeout: float) -> str:
+    return run([sys.executable, str(TESTS / "kill_and_resume.py"), *options], timeout=timeout)
+
+
+def test_a_run_that_is_killed_a_few_times():
+    assert "3 kills, 0 differences" in kill_and_resume("--kills=3", "--seed=1", timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_run_that_is_killed_at_random_moments(request):
+    kills = request.config.getoption("--kills")
+    assert f"{kills} kills, 0 differences" in kill_and_resume(f"--kills={kills}", timeout=3600)

@@ -1,0 +1,132 @@
+"""The first signal ends a process in good order, the second at once, whatever the process does."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command_line import command, run, run_here
+from conftest import REPOSITORY
+
+from cera.data import ChatData, ReasoningGymWordProblems
+from cera.runs.signals import SIGNALS, Stopped, raise_stopped, stop_signals
+
+NUMBERS = pytest.mark.parametrize("number", SIGNALS)
+HANGS = {
+    "a loop that catches everything": "while True:\n    try:\n        time.sleep(60)\n    except BaseException: pass",
+    "code that is not Python's": "lock = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
+    "for _ in range(2): lock[0](lock[1])",
+}
+
+
+@NUMBERS
+def test_the_first_signal_raises_and_the_handlers_come_back(number):
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with pytest.raises(Stopped, match=f"{number.name}: stopped") as caught, stop_signals(raise_stopped):
+        os.kill(os.getpid(), number)
+    assert caught.value.code == 128 + number
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_an_inner_block_takes_the_first_signal():
+    received = []
+    with stop_signals(raise_stopped):
+        with stop_signals(received.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+
+
+def start(body: str) -> subprocess.Popen:
+    """Start a process that runs ``body`` within ``stop_signals``, and wait until it does."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    imports = "import ctypes, sys, time\nsys.path.append('cera/runs')\nfrom signals import *"  # without cera's imports
+    code = f"{imports}\nwith stop_signals(raise_stopped):\n    print('on', flush=True)\n{lines}"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "on\n"
+    return process
+
+
+@NUMBERS
+def test_uncaught_it_is_the_exit_status(number):
+    process = start("time.sleep(60)")
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+
+
+@pytest.mark.parametrize("body", HANGS.values(), ids=HANGS)
+def test_the_second_signal_ends_a_process_that_hangs(body):
+    process = start(body)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    try:
+        assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+
+
+def test_a_forked_worker_has_its_own_signals():
+    with stop_signals(raise_stopped):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        for _ in range(3):  # of which this process hears nothing
+            worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == -signal.SIGTERM
+        time.sleep(0.2)
+
+
+PHASES = {
+    "the checks before": ("fit", "cera.cli.preflight.check"),
+    "opening the data": ("fit", "cera.data.ChatData.setup"),
+    "loading the model": ("fit", "cera.training.CausalLM.configure_model"),
+    "the sanity check": ("fit", "cera.training.CausalLM.validation_step"),
+    "validate": ("validate", "cera.training.CausalLM.validation_step"),
+    "test": ("test", "cera.training.CausalLM.test_step"),
+    "predict": ("predict", "cera.training.CausalLM.predict_step"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llama, tmp_path_factory):
+    """The command of a run of two steps that has ended, to which options can be added."""
+    arguments = command(tiny_llama, tmp_path_factory.mktemp("runs"), "--trainer.max_steps=2", "--checkpoint_every=1")
+    run(arguments)
+    return arguments
+
+
+@NUMBERS
+@pytest.mark.parametrize(("subcommand", "place"), PHASES.values(), ids=PHASES)
+def test_outside_of_training_it_is_one_line_and_the_status(trained, monkeypatch, capsys, number, subcommand, place):
+    monkeypatch.setattr(place, lambda *_, **__: os.kill(os.getpid(), number))
+    options = ["--trainer.num_sanity_val_steps=1", "--name=other"] if subcommand == "fit" else []
+    status, printed = run_here(monkeypatch, capsys, [*trained[:2], subcommand, *trained[2:], *options])
+    assert status == 128 + number
+    assert [line for line in printed.splitlines() if number.name in line] == [f"{number.name}: stopped."]
+    assert printed.splitlines()[-1] == f"{number.name}: stopped."
+    assert "Traceback" not in printed
+
+
+def test_a_second_signal_in_training_ends_it_at_once(tiny_llama, tmp_path):
+    probe = {"class_path": "probes.Signals", "init_args": {"step": 1, "times": 2}}
+    arguments = command(tiny_llama, tmp_path, f"--trainer.callbacks+={json.dumps([probe])}")
+    printed = run(arguments, expect=128 + signal.SIGTERM)
+    assert "once more to stop at once" in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "test" / "checkpoints").exists()
+
+
+def test_a_ctrl_c_that_reaches_the_workers_of_the_data_does_not_end_them(tiny_llama):
+    rows = ReasoningGymWordProblems(size=60)
+    data = ChatData(rows, tiny_llama, validation_rows=24, max_length=192, batch_size=1, packing=False, num_workers=1)
+    data.setup()
+    batches = iter(data.val_dataloader())
+    read = [next(batches)]
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+    read += batches
+    assert len(read) == len(list(data.validation_stream)) > 10

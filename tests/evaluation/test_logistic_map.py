@@ -237,6 +237,7 @@ def test_problems_are_a_grid_or_seeded():
         (lambda: LogisticMapProblem(4.1, 0.4), "r must be .* 4.1"),
         (lambda: LogisticMapProblem(3.5, 1.0), "x0 must be .* 1.0"),
         (lambda: LogisticMapProblem(3.5, 0.4, steps=0), "steps must be .* 0"),
+        (lambda: LogisticMapProblem(3.5, 0.4, steps=10**9), "steps must be .* 1000000000"),
         (lambda: LogisticMapProblem(3.5, 0.4, decimals=1), "decimals must be .* 1"),
         (lambda: random_problems(0), "number of problems .* 0"),
         (lambda: summarize([]), "at least one score"),

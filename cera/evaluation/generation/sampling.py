@@ -16,6 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+NAN_LOGITS = "The model's logits are not numbers: no answer can be generated. float16 may be too narrow for the model."
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -60,6 +62,20 @@ class Sampling:
             )
 
 
+class NotANumberError(FloatingPointError, ValueError):
+    """A model computes NaN, so that no token is more probable than another."""
+
+
+class RefuseNaN(LogitsProcessor):
+    """Leaves the scores as they are, and raises ``NotANumberError`` if one is NaN, which greedy search would take."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores (rows, vocabulary)."""
+        if scores.isnan().any():
+            raise NotANumberError(NAN_LOGITS)
+        return scores
+
+
 class InverseCDF(LogitsProcessor):
     """Samples each row's token from that row's own stream of uniform numbers, by inverting the distribution function.
 
@@ -85,12 +101,12 @@ class InverseCDF(LogitsProcessor):
         """Return scores (rows, vocabulary): 0 for the sampled token, ``-inf`` for all others.
 
         Raises:
-            FloatingPointError: The model's logits are NaN.
+            NotANumberError: The model's logits are NaN.
         """
         cumulative = self.warpers(input_ids, scores.double()).softmax(dim=-1).cumsum(dim=-1)
         total = cumulative[:, -1:]  # 1 up to rounding
         if total.isnan().any():
-            raise FloatingPointError("The model's logits are not numbers: there is nothing to sample from.")
+            raise NotANumberError(NAN_LOGITS)
         uniform = self.streams[:, input_ids.shape[1] - self.start, None]
         tokens = torch.searchsorted(cumulative, uniform * total, right=True)
         return torch.full_like(scores, -math.inf).scatter(1, tokens, 0.0)

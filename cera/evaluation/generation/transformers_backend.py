@@ -10,7 +10,7 @@ from transformers import Cache, LogitsProcessorList, StoppingCriteriaList
 
 from cera.evaluation.generation.backend import Sample
 from cera.evaluation.generation.progress import TokenProgress
-from cera.evaluation.generation.sampling import InverseCDF, Sampling, uniforms
+from cera.evaluation.generation.sampling import InverseCDF, RefuseNaN, Sampling, uniforms
 from cera.evaluation.generation.stopping import StopStrings, answer_ends, cut_sample
 from cera.models.generate import encode, generation_mode, max_positions
 from cera.models.output_head import head_reads
@@ -127,6 +127,8 @@ class TransformersBackend:
         processors, criteria = LogitsProcessorList(), StoppingCriteriaList()
         if sampling.temperature > 0:
             processors.append(InverseCDF(sampling, torch.stack(streams).to(ids.device), start))
+        else:
+            processors.append(RefuseNaN())
         stopping = StopStrings(sampling.stop, self.tokenizer, start)
         if sampling.stop:
             criteria.append(stopping)

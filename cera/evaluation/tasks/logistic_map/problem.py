@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LONGEST = 10_000
+"""Maximum number of steps of a trajectory."""
+
 
 @dataclass(frozen=True)
 class LogisticMapProblem:
@@ -13,7 +16,7 @@ class LogisticMapProblem:
     Args:
         r: Growth rate, in [2.5, 4].
         x0: Initial value, in (0, 1).
-        steps: Number of values to compute.
+        steps: Number of values to compute, at most ``LONGEST``.
         decimals: Decimal places that each value is rounded to, 2 to 12.
 
     Raises:
@@ -30,8 +33,8 @@ class LogisticMapProblem:
             raise ValueError(f"r must be in [2.5, 4], got {self.r}.")
         if not 0 < self.x0 < 1:
             raise ValueError(f"x0 must be in (0, 1), got {self.x0}.")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+        if not 1 <= self.steps <= LONGEST:
+            raise ValueError(f"steps must be in [1, {LONGEST}], got {self.steps}.")
         if not 2 <= self.decimals <= 12:
             raise ValueError(f"decimals must be in [2, 12], got {self.decimals}.")
 

@@ -14,15 +14,15 @@ from cera.callbacks.divergence_guard import Diverged, all_finite
 from cera.runs.checkpoints import newest_checkpoint
 from cera.runs.journal import RUN, VALIDATION, Journal, journal_path
 from cera.runs.signals import Stopped, stop_signals
-from cera.training.step_loops import follow_steps
+from cera.training.step_loops import StepHooks, install_loops
 
 
-class Checkpoints(Callback):
+class Checkpoints(Callback, StepHooks):
     """Keeps the newest checkpoint, ``step=N.ckpt``; the previous one is deleted when the new one is complete.
 
     A checkpoint is written when its step is in the loggers, before the validation of the step, which may take long. Its
     journal (``cera.runs.journal``) holds how much of the run's outputs is of that step and before, and what of the step
-    is left to do. A run that resumes does that first.
+    came after the checkpoint. A run that resumes repeats that first.
 
     After the first SIGINT or SIGTERM the state is saved at the end of the step, or at once in a validation, and
     ``cera.runs.signals.Stopped`` is raised. A second signal ends the process at once.
@@ -47,19 +47,16 @@ class Checkpoints(Callback):
         self._last_step = -1
         self._saved_step = -1
         self._left_out: set[str] = set()
-        self._loops: dict[str, Any] = {}
-        self._saving = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Follow the steps of the fit."""
         if stage == "fit":
-            follow_steps(trainer, self, self.resumed.left_out if self.resumed is not None else ())
+            install_loops(trainer).follow(self, self.resumed.left_out if self.resumed is not None else ())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle SIGINT and SIGTERM during training."""
         self.started = True
         self._last_step = trainer.global_step
-        self._loops = trainer.fit_loop.state_dict()
         if self.resumed is not None:
             self._saved_step, self._left_out = trainer.global_step, set(self.resumed.left_out)
         self._received = None
@@ -70,13 +67,6 @@ class Checkpoints(Callback):
         self._received = number
         text = f"\n{number.name}: stopping as soon as the step is saved; once more to stop at once.\n"
         os.write(2, text.encode())  # a print may have been interrupted, and cannot be entered again
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Keep the loops' counters at the end of an optimizer step, from which Lightning resumes with the next one."""
-        if trainer.global_step != self._last_step:
-            self._loops = trainer.fit_loop.state_dict()
 
     def on_step_logged(self, trainer: Trainer, to_do: set[str]) -> None:
         """Save at the end of an optimizer step that is due, the last one, or after which a rank received a signal."""
@@ -102,13 +92,12 @@ class Checkpoints(Callback):
             self._stop_if_asked(trainer)
 
     def on_part_done(self, trainer: Trainer, part: str) -> None:
-        """Note that a part of the newest step is done, if it is the step of the newest checkpoint."""
+        """Stop after a part of the step if a rank received a signal; note the end of the run."""
         if part not in self._left_out:
             return
         self._left_out.discard(part)
-        if self._saved_step == trainer.global_step:
-            self._write_journal(trainer)
         if part == RUN:
+            self._write_journal(trainer)
             self._remove_others(trainer)
         else:
             self._stop_if_asked(trainer)
@@ -136,11 +125,6 @@ class Checkpoints(Callback):
             exception.saved = self._save_diverged(trainer, pl_module)
         self._signals.close()
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the counters from the end of the step: Lightning's have gone on since."""
-        if self._saving:
-            checkpoint["loops"]["fit_loop"] = self._loops
-
     def _save_diverged(self, trainer: Trainer, pl_module: Any) -> str:
         """Save the last good state; return a sentence on it and on how to continue. Called on every rank."""
         if trainer.global_step == 0:
@@ -162,9 +146,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer, keep_others: bool = False) -> None:
         self._write_journal(trainer)  # before the checkpoint, which is not resumed without
-        self._saving = True
         trainer.save_checkpoint(self._path(trainer), weights_only=False)
-        self._saving = False
         self._saved_step = trainer.global_step
         trainer.strategy.barrier()
         if not keep_others:

@@ -1,8 +1,9 @@
 """How much of a run's outputs belongs to a checkpoint, so that a resumed run goes on with the outputs of that step.
 
 Beside ``checkpoints/step=N.ckpt`` lies ``step=N.json``. It holds how long the files that grow (``metrics.csv`` and
-TensorBoard's) were when they had all of the first N steps, and what of step N was left to do then. It is written before
-the checkpoint, and again when the validation of the step is done, or the epoch or the run ends with it.
+TensorBoard's) were when they had all of the first N steps, and what of step N comes after the checkpoint. The state in
+the checkpoint has nothing of that, so a run that resumes repeats it, even if it was done. The journal is written before
+the checkpoint, and again at the end of the run.
 """
 
 import csv
@@ -29,7 +30,7 @@ class Journal:
     """The state of a run's outputs at a checkpoint.
 
     Attributes:
-        left_out: What of ``VALIDATION``, ``EPOCH`` and ``RUN`` comes after the checkpoint's step and is not done.
+        left_out: What comes after the checkpoint of ``VALIDATION``, ``EPOCH`` and ``RUN``; empty at the end of the run.
         rows: Number of rows of ``metrics.csv``.
         events: Size of each of TensorBoard's files in bytes, by name.
     """

@@ -47,11 +47,6 @@ def count_steps(trainer: Trainer, steps: int) -> int:
     return passes * steps + rest * per_epoch
 
 
-def within_step(trainer: Trainer) -> bool:
-    """Return whether micro-batches have been seen since the last optimizer step."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches > 0
-
-
 def rescale(fit_loop: dict[str, Any], before: int, now: int) -> None:
     """Change the counts of micro-batches in a checkpoint's ``fit_loop`` to another number of them in a step.
 

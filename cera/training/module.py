@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig, PeftModel, PeftType, TaskType
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from cera.training.documents import answers
 from cera.training.perplexity import Perplexity
 from cera.training.precision import AdapterDtype, adapter_autocast, base_dtype
 from cera.training.recipe import adamw, check_recipe, cosine_with_warmup, seed_dropout
+from cera.training.step_loops import WholeSteps
 
 
 class CausalLM(LightningModule):
@@ -97,7 +99,6 @@ class CausalLM(LightningModule):
         self.perplexity = Perplexity()
         self.base_perplexity: float | None = None
         self._step_nll: float | Tensor = 0.0
-        self._loops: dict[str, Any] = {}
 
     # Checks and building
 
@@ -189,7 +190,6 @@ class CausalLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Log the base's perplexity, measured before the first step or stored in the checkpoint of step 0."""
-        self._loops = self.trainer.fit_loop.state_dict()
         if self.base_perplexity is not None and self.trainer.global_step == 0:
             values = {"val/perplexity": self.base_perplexity, "val/loss": math.log(self.base_perplexity)}
             for logger in self.loggers:
@@ -237,8 +237,6 @@ class CausalLM(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop after the last step, because a trainer that stops runs a final validation."""
-        if not accumulation.within_step(self.trainer):
-            self._loops = self.trainer.fit_loop.state_dict()
         if self.trainer.global_step == self.total_steps:
             self.trainer.should_stop = True
 
@@ -289,6 +287,10 @@ class CausalLM(LightningModule):
 
     # Checkpoints
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Let every checkpoint be of a whole step, whichever callback writes it."""
+        return [WholeSteps()]
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the adapter's weights only; the base is loaded from its own files."""
         names = self.trainable()
@@ -302,8 +304,6 @@ class CausalLM(LightningModule):
             "base_perplexity": self.base_perplexity,
             "accumulate": self.trainer.accumulate_grad_batches,
         }
-        if accumulation.within_step(self.trainer):  # weights and the position of the data are those of the last step
-            checkpoint["loops"]["fit_loop"] = self._loops
         if self.rank_schedule is not None:
             checkpoint["cera"]["rank_schedule"] = self.rank_schedule.state_dict()
 

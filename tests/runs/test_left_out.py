@@ -9,6 +9,7 @@ import pytest
 from compare_runs import differences
 from fitting import fit
 from lightning import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 
 from cera.callbacks import Checkpoints, GenerationSamples, RunRecord, SpectralTracker
 from cera.runs.checkpoints import newest_checkpoint
@@ -34,11 +35,11 @@ class End(Callback):
         setattr(self, hook, end)
 
 
-def train(base: str, folder: Path, *ends: Callback, **options: Any) -> Checkpoints:
+def train(base: str, folder: Path, *ends: Callback, every: int = 2, **options: Any) -> Checkpoints:
     """Train 5 steps with validations at 2, 4 and 5 in ``folder``, or resume what is there."""
     newest = newest_checkpoint(folder / "checkpoints")
     resumed = Journal.read(newest) if newest else NOTHING if folder.exists() else None
-    checkpoints = Checkpoints(folder / "checkpoints", 2, resumed)
+    checkpoints = Checkpoints(folder / "checkpoints", every, resumed)
     callbacks = [RunRecord(folder, resumed), checkpoints, SpectralTracker(), GenerationSamples(1, max_new_tokens=4)]
     fit(base, folder, [*callbacks, *ends], newest, **({"max_steps": 5} | options))
     return checkpoints
@@ -73,20 +74,21 @@ def test_a_killed_run_makes_up_for_what_it_left_out(tiny_llama, tmp_path, whole,
 
 
 @pytest.mark.parametrize(
-    ("hook", "step", "left_out"),
+    ("hook", "step", "every", "left_out"),
     [
-        ("on_train_batch_start", 1, ["run", "validation"]),
-        ("on_train_batch_start", 2, ["run"]),
-        ("on_validation_batch_start", 2, ["run", "validation"]),  # at once, and not when the validation is done
-        ("on_validation_epoch_end", 2, ["run"]),  # when it is done, and not after another step
-        ("on_train_batch_start", 4, ["epoch", "run", "validation"]),
-        ("on_validation_end", 5, ["epoch", "run"]),
+        ("on_train_batch_start", 1, 2, ["run", "validation"]),
+        ("on_train_batch_start", 2, 2, ["run"]),
+        ("on_validation_batch_start", 2, 3, ["run", "validation"]),  # saved at once, not when the validation is done
+        ("on_validation_epoch_end", 2, 3, ["run"]),  # saved when it is done, not after another step
+        ("on_validation_epoch_end", 2, 2, ["run", "validation"]),  # saved before
+        ("on_train_batch_start", 4, 2, ["epoch", "run", "validation"]),
+        ("on_validation_end", 5, 2, ["epoch", "run", "validation"]),
     ],
 )
-def test_a_run_that_a_signal_stopped_makes_up_for_it(tiny_llama, tmp_path, whole, hook, step, left_out):
+def test_a_run_that_a_signal_stopped_makes_up_for_it(tiny_llama, tmp_path, whole, hook, step, every, left_out):
     run = tmp_path / "run"
     with pytest.raises(Stopped) as caught:
-        train(tiny_llama, run, End(hook, step, signal.SIGTERM))
+        train(tiny_llama, run, End(hook, step, signal.SIGTERM), every=every)
     assert caught.value.code == 128 + signal.SIGTERM
     newest = newest_checkpoint(run / "checkpoints")
     assert f"stopped at step {newest.stem.removeprefix('step=')}, which is saved" in str(caught.value)
@@ -102,6 +104,21 @@ def test_a_run_that_has_ended_has_nothing_left_to_do(tiny_llama, tmp_path, whole
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert not train(tiny_llama, run).started
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"), [("on_train_batch_start", 3), ("on_validation_end", 4), ("on_train_epoch_end", 4)]
+)
+def test_a_callback_that_stops_training_in_a_validation_does_so_again(tiny_llama, tmp_path, hook, step):
+    def stop() -> EarlyStopping:  # at the second validation, as the perplexity falls
+        return EarlyStopping("val/perplexity", mode="max", patience=1)
+
+    train(tiny_llama, tmp_path / "whole", stop(), EpochFile(), max_steps=8)
+    with pytest.raises(PowerCut):
+        train(tiny_llama, tmp_path / "run", stop(), EpochFile(), End(hook, step, None), max_steps=8)
+    train(tiny_llama, tmp_path / "run", stop(), EpochFile(), max_steps=8)
+    assert [path.name for path in (tmp_path / "whole" / "checkpoints").glob("*.ckpt")] == ["step=4.ckpt"]
+    assert differences(tmp_path / "run", tmp_path / "whole") == []
 
 
 # Ends of epochs

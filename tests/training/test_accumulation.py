@@ -112,6 +112,40 @@ def test_a_run_that_stops_within_a_step_resumes_at_its_beginning(tiny_llama, tmp
     assert_same_steps(first, whole)
 
 
+class SaveIn(Callback):
+    """Saves the run in a hook, the first time after step 2."""
+
+    def __init__(self, hook: str, folder: Path) -> None:
+        def save(trainer: Any, *_: Any) -> None:
+            path = folder / f"{hook}.ckpt"
+            if trainer.global_step == 2 and not path.exists():
+                trainer.save_checkpoint(path, weights_only=False)
+
+        setattr(self, hook, save)
+
+
+HOOKS = ("on_train_batch_end", "on_validation_start", "on_validation_end", "on_train_epoch_end", "on_train_batch_start")
+CUT = {"accumulate_grad_batches": 2, "limit_train_batches": 4, "limit_val_batches": 1, "val_check_interval": 4}
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_llama, tmp_path_factory):
+    """A run of 4 steps in 2 epochs, and a folder with a checkpoint from each hook."""
+    folder = tmp_path_factory.mktemp("saved")
+    return recorded(tiny_llama, folder, *(SaveIn(hook, folder) for hook in HOOKS), **CUT), folder
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_checkpoint_is_of_a_whole_step_whenever_it_is_written(tiny_llama, tmp_path, saved, hook):
+    whole, folder = saved
+    resumed = recorded(tiny_llama, tmp_path, ckpt_path=folder / f"{hook}.ckpt", **CUT)
+    whole_steps = torch.load(folder / f"{hook}.ckpt")["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert whole_steps["current"]["ready"] == 4
+    assert resumed.losses == pytest.approx(whole.losses[2:], rel=1e-4)
+    assert all(map(torch.equal, resumed.batches, whole.batches[4:]))
+    assert len(resumed.batches) == 4
+
+
 @pytest.mark.parametrize(("before", "now"), [((2, 3), (6, 1)), ((6, 1), (2, 3)), ((1, 4), (2, 2))])
 def test_a_step_may_be_split_in_another_way_when_a_run_resumes(tiny_llama, tmp_path, before, now):
     def options(split: tuple[int, int]) -> dict[str, Any]:

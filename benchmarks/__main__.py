@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = list(NAMES) if options.name == "all" else [options.name]
     for name in names:
         start = time.perf_counter()
+        print(f"{name}: running", file=sys.stderr, flush=True)
         try:
             result = importlib.import_module(f"benchmarks.{name}").run(options.quick)
         except BenchmarkError as error:

@@ -17,6 +17,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
@@ -26,7 +27,9 @@ from cera.data.measured import measured_rows
 from cera.linearize.adapter import Linearization, LinearizedLayer
 from cera.linearize.figure import figure
 from cera.linearize.fit import HOLD_OUT_EVERY, can_linearize, linearize
-from cera.runs.finished import RunError
+from cera.models.backbone import load_tokenizer
+from cera.runs.finished import RunError, adapter_label
+from cera.runs.model_card import ModelCard
 from cera.runs.saved_adapter import SavedAdapter
 from cera.training.perplexity import Perplexity
 
@@ -54,10 +57,16 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     saved, batches = _load(options)
+    print(f"loading {saved.base} with {saved.folder}", file=sys.stderr, flush=True)
     model = saved.load()
-    model.peft_config["default"].base_model_name_or_path = saved.base  # not its path in this machine's cache
-    linearization = linearize(model, batches, options.rank, layers_at_a_time=options.layers_at_a_time)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = saved.base  # not its path in this machine's cache
+    linearization = linearize(
+        model, batches, options.rank, layers_at_a_time=options.layers_at_a_time, progress=progress_bar
+    )
     linearization.save(options.out)
+    (options.out / "README.md").write_text(card(linearization, saved.base, config).text())
+    load_tokenizer(saved.base).save_pretrained(options.out)
     figure(linearization).savefig(options.out / "linearized.png")
     fit_tokens, held_out_tokens = linearization.tokens
     print(layer_table(linearization))
@@ -73,11 +82,35 @@ def _run(options: argparse.Namespace) -> None:
         )
     held_out = batches[::HOLD_OUT_EVERY]
     with model.disable_adapter():
-        base = perplexity(model, held_out)
-    cera = perplexity(model, held_out)
-    lora = perplexity(PeftModel.from_pretrained(model.unload(), str(options.out)), held_out)
+        base = perplexity(model, progress_bar(held_out, "perplexity of the base"))
+    cera = perplexity(model, progress_bar(held_out, "perplexity with CeRA"))
+    linear = PeftModel.from_pretrained(model.unload(), str(options.out))
+    lora = perplexity(linear, progress_bar(held_out, "perplexity with the LoRA"))
     print(f"Perplexity on the held-out rows: base {base:.4f}, CeRA {cera:.4f}, LoRA {lora:.4f}.")
     print(f"\nLoRA and figure: {options.out}")
+
+
+def progress_bar(items: list[Any], what: str) -> Iterable[Any]:
+    """Yield the items, with a progress bar on standard error."""
+    return tqdm(items, desc=what, file=sys.stderr)
+
+
+def card(linearization: Linearization, base: str, config: PeftConfig) -> ModelCard:
+    """Return the model card of a LoRA that was fitted to a CeRA adapter.
+
+    Args:
+        linearization: The LoRA.
+        base: Name of the base model.
+        config: Configuration of the CeRA adapter.
+    """
+    remark = (
+        f"The LoRA that comes closest to a {adapter_label(type(config).__name__, config.to_dict())} adapter: "
+        "each layer's update was fitted by least squares, without further training. It can be merged."
+    )
+    fit_tokens, held_out_tokens = linearization.tokens
+    recipe = {"fitted to": f"{fit_tokens} tokens", "held out": f"{held_out_tokens} tokens"}
+    results = {"share of the update's energy that it reproduces, held out": f"{linearization.held_out_share:.2%}"}
+    return ModelCard(linearization.config, base, recipe, results, remark=remark)
 
 
 def _load(options: argparse.Namespace) -> tuple[SavedAdapter, list[dict[str, Any]]]:

@@ -34,7 +34,8 @@ batch costs one QR decomposition of (tokens + in + q) x (in + q) per shared inpu
 final solution takes one SVD of an ``in`` x ``in`` matrix each, on the CPU.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -51,6 +52,14 @@ from cera.spectral.layer_names import base_name
 HOLD_OUT_EVERY = 4
 """One batch in this many is held out of the fit, beginning with the first."""
 
+Progress = Callable[[list[Any], str], Iterable[Any]]
+"""Yields the items of a list one by one, and shows how far the work that it describes has come."""
+
+
+def silent(items: list[Any], what: str) -> Iterable[Any]:
+    """Yield the items and show nothing."""
+    return items
+
 
 def linearize(
     model: nn.Module,
@@ -59,6 +68,7 @@ def linearize(
     adapter: str = "default",
     held_out: Iterable[Batch] | None = None,
     layers_at_a_time: int | None = None,
+    progress: Progress = silent,
 ) -> Linearization:
     """Fit a LoRA to the update of each layer of a CeRA adapter, by least squares over the tokens of ``data``.
 
@@ -73,6 +83,7 @@ def linearize(
         adapter: Name of the CeRA adapter.
         held_out: Batches to measure on; ``None`` holds every fourth batch of ``data`` out of the fit.
         layers_at_a_time: Number of layers fitted in one pass over the data, to save memory; ``None`` takes all.
+        progress: Shows the progress of each part of the work.
 
     Raises:
         ValueError: The adapter is not a CeRA adapter or not active, there are too few batches, or a number is out of
@@ -103,7 +114,15 @@ def linearize(
     model.eval()
     try:
         groups = [
-            _fit_group(model, updates[i : i + size], fit_batches, held_out, rank) for i in range(0, len(updates), size)
+            _fit_group(
+                model,
+                updates[i : i + size],
+                progress(fit_batches, f"inputs of layers {i + 1} to {min(i + size, len(updates))} of {len(updates)}"),
+                held_out,
+                rank,
+                progress,
+            )
+            for i in range(0, len(updates), size)
         ]
     finally:
         model.train(was_training)
@@ -123,7 +142,12 @@ def can_linearize(config: PeftConfig) -> bool:
 
 @torch.no_grad()
 def _fit_group(
-    model: nn.Module, updates: list[LayerUpdate], fit_batches: list[Batch], held_out: list[Batch], rank: int | None
+    model: nn.Module,
+    updates: list[LayerUpdate],
+    fit_batches: Iterable[Batch],
+    held_out: list[Batch],
+    rank: int | None,
+    progress: Progress,
 ) -> tuple[list[LinearizedLayer], tuple[int, int]]:
     """Fit some layers; return them with the number of tokens fitted to and the number held out."""
     streams: dict[tuple[LayerUpdate, ...], SpectrumAccumulator] = {}
@@ -135,7 +159,7 @@ def _fit_group(
 
     fit_tokens = visit_inputs(model, fit_batches, updates, accumulate)
     fitted: dict[str, FittedLayer] = {}
-    for sharing, stream in streams.items():
+    for sharing, stream in progress(list(streams.items()), "least squares"):
         assert stream.factor is not None
         x, *ys = stream.factor.split([sharing[0].layer.in_features, *(len(u.right) for u in sharing)], dim=-1)
         for update, y, (up, down) in zip(sharing, ys, least_squares(x, *ys), strict=True):
@@ -150,7 +174,7 @@ def _fit_group(
         for update in sharing:
             fitted[update.name].measure(x, update(x))
 
-    held_out_tokens = visit_inputs(model, held_out, updates, measure)
+    held_out_tokens = visit_inputs(model, progress(held_out, "held-out rows"), updates, measure)
     return [fitted[update.name].result() for update in updates], (fit_tokens, held_out_tokens)
 
 

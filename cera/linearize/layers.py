@@ -1,6 +1,6 @@
 """What a fit computes in one adapted layer: its update, the shares of its linear map, and the inputs it receives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -119,7 +119,7 @@ class _InputCollector:
         self._sharing.clear()
 
 
-def visit_inputs(model: nn.Module, batches: list[Batch], updates: list[LayerUpdate], visit: InputVisitor) -> int:
+def visit_inputs(model: nn.Module, batches: Iterable[Batch], updates: list[LayerUpdate], visit: InputVisitor) -> int:
     """Run the model, pass the inputs of the adapted layers to ``visit``, and return the number of tokens."""
     device = next(model.parameters()).device
     collector = _InputCollector(visit)

@@ -8,8 +8,11 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cera.data.chat import FALLBACK_TEMPLATE
+from cera.data.template import prepare_template
+from cera.runs.base_source import hub_id
 from cera.runs.files import sync_tree
+from cera.runs.finished import curve
+from cera.runs.journal import METRICS
 from cera.runs.model_card import ModelCard
 from cera.training.deepspeed import gather
 
@@ -26,22 +29,8 @@ class AdapterFile(Callback):
     """
 
     def __init__(self, run_dir: str | Path) -> None:
-        self.path = Path(run_dir) / "adapter"
-        self.validated: dict[str, float] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the newest validation, so that the model card of a resumed run has it."""
-        return {"validated": self.validated}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the newest validation."""
-        self.validated = state_dict["validated"]
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the perplexity for the model card."""
-        perplexity = trainer.callback_metrics.get("val/perplexity")
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and perplexity is not None:
-            self.validated = {"step": trainer.global_step, "perplexity": float(perplexity)}
+        self.run_dir = Path(run_dir)
+        self.path = self.run_dir / "adapter"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the adapter. Lightning calls this on every rank when it assembles a checkpoint."""
@@ -63,11 +52,9 @@ class AdapterFile(Callback):
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         pl_module.model.save_pretrained(unfinished, state_dict=weights, save_embedding_layers=False)
-        (unfinished / "README.md").write_text(self._card(trainer, pl_module).text())
-        tokenizer = pl_module.tokenizer
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = FALLBACK_TEMPLATE  # which rendered the data
-        tokenizer.save_pretrained(unfinished)
+        self._card(trainer, pl_module).save(unfinished)
+        prepare_template(pl_module.tokenizer)  # so that it has the template which rendered the data
+        pl_module.tokenizer.save_pretrained(unfinished)
         sync_tree(unfinished)
         if self.path.exists():
             self.path.rename(old)
@@ -75,25 +62,38 @@ class AdapterFile(Callback):
         shutil.rmtree(old, ignore_errors=True)
 
     def _card(self, trainer: Trainer, pl_module: Any) -> ModelCard:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        dataset = data.dataset
-        on_hub = () if dataset.path is None or dataset.data_files is not None else (dataset.path,)
-        rows = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        betas = ", ".join(f"{beta:g}" for beta in pl_module.betas)
-        recipe = {
-            "data": f"{' '.join((type(dataset).__name__, *on_hub))}, loss over the answers",
-            "steps": f"{trainer.global_step} of {pl_module.total_steps}",
-            "batch": f"{rows} rows of {data.max_length} tokens",
-            "optimizer": f"AdamW, betas {betas}, weight decay {pl_module.weight_decay:g}",
-            "learning rate": f"{pl_module.learning_rate:g}, cosine, warm-up over {pl_module.warmup:.0%} of the steps",
-            "precision": trainer.precision,
-            "quantization of the base": pl_module.quantization or "none",
-            "seed": os.environ.get("PL_GLOBAL_SEED", "none"),
+        """Return the model card, from the run's settings and ``metrics.csv`` alone: a resumed run has the same."""
+        dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        on_hub = hub_id(dataset.path) if dataset.data_files is None else None
+        results = {
+            f"perplexity of held-out answers, {'base alone' if step == 0 else f'after {step} steps'}": f"{value:.4f}"
+            for step, value in _first_and_last(curve(self.run_dir / METRICS, "val/perplexity"))
         }
-        results = {}
-        if self.validated:
-            what = f"perplexity of held-out answers after {self.validated['step']} steps"
-            results[what] = f"{self.validated['perplexity']:.4f}"
-        if pl_module.base_perplexity is not None:
-            results["perplexity of the base alone"] = f"{pl_module.base_perplexity:.4f}"
-        return ModelCard(pl_module.model.peft_config["default"], pl_module.base, recipe, results, on_hub)
+        datasets = () if on_hub is None else (on_hub,)
+        recipe = {"data": " ".join((type(dataset).__name__, *datasets)), **_recipe(trainer, pl_module)}
+        return ModelCard(pl_module.model.peft_config["default"], pl_module.base, recipe, results, datasets)
+
+
+def _first_and_last(validations: dict[int, float]) -> list[tuple[int, float]]:
+    """Return the base's validation, which is at step 0, and the last one, as far as they are there."""
+    return [(step, validations[step]) for step in sorted({0, max(validations, default=0)} & validations.keys())]
+
+
+def _recipe(trainer: Trainer, pl_module: Any) -> dict[str, str]:
+    """Return how the adapter is trained, by the names that a model card has for it."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    rows = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    betas = ", ".join(f"{beta:g}" for beta in pl_module.betas)
+    kind = f"packed rows of {data.max_length}" if data.packing else f"conversations of at most {data.max_length}"
+    clip = trainer.gradient_clip_val
+    return {
+        "loss": "over the answers",
+        "steps": f"{trainer.global_step} of {pl_module.total_steps}",
+        "batch": f"{rows} {kind} tokens",
+        "optimizer": f"AdamW, betas {betas}, weight decay {pl_module.weight_decay:g}",
+        "learning rate": f"{pl_module.learning_rate:g}, cosine, warm-up over {pl_module.warmup:.0%} of the steps",
+        "gradients": "not clipped" if not clip else f"clipped to {trainer.gradient_clip_algorithm or 'norm'} {clip:g}",
+        "precision": trainer.precision,
+        "quantization of the base": pl_module.quantization or "none",
+        "seed": os.environ.get("PL_GLOBAL_SEED", "none"),
+    }

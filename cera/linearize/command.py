@@ -9,7 +9,7 @@ held out of the fit. Writes the LoRA and a figure.
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.data.chat import IGNORE
 from cera.data.measured import measured_rows
+from cera.data.template import prepare_template
 from cera.linearize.adapter import Linearization, LinearizedLayer
 from cera.linearize.figure import figure
 from cera.linearize.fit import HOLD_OUT_EVERY, can_linearize, linearize
 from cera.models.backbone import load_tokenizer
 from cera.runs.finished import RunError, adapter_label
-from cera.runs.model_card import ModelCard
+from cera.runs.model_card import PAPER, ModelCard
 from cera.runs.saved_adapter import SavedAdapter
 from cera.training.perplexity import Perplexity
 
@@ -65,9 +66,19 @@ def _run(options: argparse.Namespace) -> None:
         model, batches, options.rank, layers_at_a_time=options.layers_at_a_time, progress=progress_bar
     )
     linearization.save(options.out)
-    (options.out / "README.md").write_text(card(linearization, saved.base, config).text())
-    load_tokenizer(saved.base).save_pretrained(options.out)
+    tokenizer = load_tokenizer(saved.base)
+    prepare_template(tokenizer)  # so that it has the template which rendered the data
+    tokenizer.save_pretrained(options.out)
     figure(linearization).savefig(options.out / "linearized.png")
+    _print_layers(linearization)
+    perplexities = _perplexities(model, batches[::HOLD_OUT_EVERY], options.out)
+    card(linearization, saved.base, config, perplexities).save(options.out)
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in perplexities.items())
+    print(f"Perplexity on the held-out rows: {numbers}.")
+    print(f"\nLoRA and figure: {options.out}")
+
+
+def _print_layers(linearization: Linearization) -> None:
     fit_tokens, held_out_tokens = linearization.tokens
     print(layer_table(linearization))
     print(
@@ -80,14 +91,15 @@ def _run(options: argparse.Namespace) -> None:
             f"warning: {fit_tokens} tokens are few for layers of {widest} inputs; more --rows give a better fit.",
             file=sys.stderr,
         )
-    held_out = batches[::HOLD_OUT_EVERY]
+
+
+def _perplexities(model: PeftModel, held_out: list[dict[str, Any]], lora: Path) -> dict[str, float]:
+    """Return the perplexity of the base, with CeRA and with the LoRA, and leave CeRA out of ``model``."""
     with model.disable_adapter():
         base = perplexity(model, progress_bar(held_out, "perplexity of the base"))
     cera = perplexity(model, progress_bar(held_out, "perplexity with CeRA"))
-    linear = PeftModel.from_pretrained(model.unload(), str(options.out))
-    lora = perplexity(linear, progress_bar(held_out, "perplexity with the LoRA"))
-    print(f"Perplexity on the held-out rows: base {base:.4f}, CeRA {cera:.4f}, LoRA {lora:.4f}.")
-    print(f"\nLoRA and figure: {options.out}")
+    linear = PeftModel.from_pretrained(model.unload(), str(lora))
+    return {"base": base, "CeRA": cera, "LoRA": perplexity(linear, progress_bar(held_out, "perplexity with the LoRA"))}
 
 
 def progress_bar(items: list[Any], what: str) -> Iterable[Any]:
@@ -95,21 +107,23 @@ def progress_bar(items: list[Any], what: str) -> Iterable[Any]:
     return tqdm(items, desc=what, file=sys.stderr)
 
 
-def card(linearization: Linearization, base: str, config: PeftConfig) -> ModelCard:
+def card(linearization: Linearization, base: str, config: PeftConfig, perplexities: Mapping[str, float]) -> ModelCard:
     """Return the model card of a LoRA that was fitted to a CeRA adapter.
 
     Args:
         linearization: The LoRA.
         base: Name of the base model.
         config: Configuration of the CeRA adapter.
+        perplexities: Perplexity on the held-out rows by name of the model.
     """
     remark = (
-        f"The LoRA that comes closest to a {adapter_label(type(config).__name__, config.to_dict())} adapter: "
-        "each layer's update was fitted by least squares, without further training. It can be merged."
+        f"The LoRA that comes closest to a {adapter_label(type(config).__name__, config.to_dict())} adapter (CeRA is "
+        f"from {PAPER}): each layer's update was fitted by least squares, without further training. It can be merged."
     )
     fit_tokens, held_out_tokens = linearization.tokens
     recipe = {"fitted to": f"{fit_tokens} tokens", "held out": f"{held_out_tokens} tokens"}
     results = {"share of the update's energy that it reproduces, held out": f"{linearization.held_out_share:.2%}"}
+    results |= {f"perplexity of held-out answers, {name}": f"{value:.4f}" for name, value in perplexities.items()}
     return ModelCard(linearization.config, base, recipe, results, remark=remark)
 
 

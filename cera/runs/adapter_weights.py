@@ -40,7 +40,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # not a dict
     except FileError as error:
         raise AdapterError(str(error)) from error
-    wrong = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    wrong = [name for name, tensor in weights.items() if tensor.dtype in FLOATS and not tensor.isfinite().all()]
     if wrong:
         raise AdapterError(f"{file}: {wrong[0]} has values that are NaN or infinite{_and_others(wrong)}.")
     return weights

@@ -5,10 +5,14 @@ Example:
     'base = AutoModelForCausalLM.from_pretrained("meta-llama/Meta-Llama-3-8B")'
 """
 
+import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from cera.models.backbone import PACKAGE
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class BaseSource(NamedTuple):
@@ -45,8 +49,26 @@ def describe_base(base: str) -> BaseSource:
     if base.endswith(".gguf"):
         sentence = f"The base model is a file named `{name}`, which is to be had from whoever shares this adapter."
         return BaseSource(name, None, sentence, f'base = load_model("PATH/TO/{name}", torch.float32)')
-    if Path(base).exists():
+    on_hub = hub_id(base)
+    if on_hub is None:
+        name = Path(os.path.abspath(base)).name  # of "." too
         sentence = f"The base model is a directory named `{name}`, which is to be had from whoever shares this adapter."
         return BaseSource(name, None, sentence, f'base = AutoModelForCausalLM.from_pretrained("PATH/TO/{name}")')
-    sentence = f"The base model is [{base}](https://huggingface.co/{base})."
-    return BaseSource(name, base, sentence, f'base = AutoModelForCausalLM.from_pretrained("{base}")')
+    sentence = f"The base model is [{on_hub}](https://huggingface.co/{on_hub})."
+    return BaseSource(Path(on_hub).name, on_hub, sentence, f'base = AutoModelForCausalLM.from_pretrained("{on_hub}")')
+
+
+def hub_id(name: str | None) -> str | None:
+    """Return the name on the Hugging Face hub of a model or data set; ``None`` if it is on this machine alone.
+
+    A directory in the hub's cache stands for what is cached in it.
+
+    Args:
+        name: The name, or the path of a directory or file.
+    """
+    cached = re.search(r"(?:^|/)(?:models|datasets)--([\w.-]+)/snapshots/", Path(name or "").as_posix())
+    if cached:
+        return cached[1].replace("--", "/")
+    if not name or Path(name).exists() or not HUB_ID.fullmatch(name):
+        return None
+    return name

@@ -2,12 +2,13 @@
 
 Example:
     >>> card = ModelCard(CeraConfig(r=64), "meta-llama/Meta-Llama-3-8B", recipe={"steps": "1000"})
-    >>> Path("my-adapter/README.md").write_text(card.text())
+    >>> card.save(Path("my-adapter"))
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -66,7 +67,8 @@ class ModelCard:
     def text(self) -> str:
         """Return the card as Markdown, with metadata that the Hugging Face hub reads."""
         base = describe_base(self.base)
-        about = [self.remark, METHODS.get(self._method, f"The method is `{self._method}`."), INDEPENDENT]
+        of_others = f"The method is `{self._method}` of the package `{self._package}`."
+        about = [self.remark, METHODS.get(self._method, of_others), INDEPENDENT]
         versions = [("cera", __version__), ("PEFT", peft.__version__), ("transformers", transformers.__version__)]
         sections = {
             "Use": f"{base.sentence}\n\n{self._use(base)}",
@@ -79,9 +81,18 @@ class ModelCard:
         parts += [f"## {heading}\n\n{content}" for heading, content in sections.items() if content]
         return "\n\n".join(parts) + "\n"
 
+    def save(self, folder: Path) -> None:
+        """Write the card to ``README.md`` in an adapter's directory."""
+        (folder / "README.md").write_text(self.text(), encoding="utf-8")
+
     @property
     def _method(self) -> str:
         return str(getattr(self.config.peft_type, "value", self.config.peft_type))
+
+    @property
+    def _package(self) -> str:
+        """The package that registers the method with PEFT."""
+        return type(self.config).__module__.partition(".")[0]
 
     @property
     def _label(self) -> str:
@@ -90,20 +101,22 @@ class ModelCard:
     def _metadata(self, base: BaseSource) -> str:
         values: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
         if base.hub_id is not None:
-            values["base_model"] = base.hub_id
+            values |= {"base_model": base.hub_id, "base_model_relation": "adapter"}
         if self.datasets:
             values["datasets"] = list(self.datasets)
         values["tags"] = list(dict.fromkeys([self._method.lower(), "adapter", "cera"]))
+        # JSON is YAML, too
         return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
 
     def _use(self, base: BaseSource) -> str:
         """Return the code that loads the adapter, and what it needs to be installed."""
-        module = type(self.config).__module__.partition(".")[0]
         lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
         if "load_model" in base.code:
             lines += ["import torch", "from cera.models.backbone import load_model"]
-        if module != "peft":
-            lines.append(f"import {module}  # registers the method: without it PEFT raises KeyError: {self._method!r}")
+        if self._package != "peft":
+            lines.append(
+                f"import {self._package}  # registers the method: without it PEFT raises KeyError: {self._method!r}"
+            )
         lines += ["", base.code, f'model = PeftModel.from_pretrained(base, "{HERE}")']
         lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{HERE}")  # with the chat template of the training')
         code = "\n".join(["```python", *lines, "```"])
@@ -119,11 +132,25 @@ class ModelCard:
             default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
             value = values.get(entry.name)
             if entry.name == "r" or (entry.name not in common and value != default and value is not None):
-                settings[entry.name] = json.dumps(sorted(value) if isinstance(value, set) else value, default=str)
+                settings[entry.name] = json.dumps(_shareable(value), ensure_ascii=False)
         return settings
+
+
+def _shareable(value: Any) -> Any:
+    """Return a setting as JSON has it, the same in each process, with the names of files in place of their paths."""
+    if isinstance(value, Mapping):
+        return {str(key): _shareable(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_shareable, value))
+    if isinstance(value, list | tuple):
+        return [_shareable(item) for item in value]
+    if isinstance(value, str):
+        return Path(value).name if value.startswith(("/", "~", "./", "../")) else value
+    return value if isinstance(value, bool | int | float | None) else type(value).__name__
 
 
 def _table(rows: Mapping[str, str]) -> str:
     """Format names and values as a Markdown table; an empty string if there are none."""
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    cells = ((name, " ".join(value.split()).replace("|", r"\|")) for name, value in rows.items())
+    lines = [f"| {name} | {value} |" for name, value in cells]
     return "\n".join(["| | |", "| --- | --- |", *lines]) if lines else ""

@@ -11,7 +11,7 @@ from fitting import fit
 from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 
-from cera.callbacks import Checkpoints, GenerationSamples, RunRecord, SpectralTracker
+from cera.callbacks import AdapterFile, Checkpoints, GenerationSamples, RunRecord, SpectralTracker
 from cera.runs.checkpoints import newest_checkpoint
 from cera.runs.journal import NOTHING, Journal
 from cera.runs.loggers import log_now
@@ -40,7 +40,10 @@ def train(base: str, folder: Path, *ends: Callback, every: int = 2, **options: A
     newest = newest_checkpoint(folder / "checkpoints")
     resumed = Journal.read(newest) if newest else NOTHING if folder.exists() else None
     checkpoints = Checkpoints(folder / "checkpoints", every, resumed)
-    callbacks = [RunRecord(folder, resumed), checkpoints, SpectralTracker(), GenerationSamples(1, max_new_tokens=4)]
+    callbacks = [
+        RunRecord(folder, resumed), AdapterFile(folder), checkpoints, SpectralTracker(),
+        GenerationSamples(1, max_new_tokens=4),
+    ]  # fmt: skip
     fit(base, folder, [*callbacks, *ends], newest, **({"max_steps": 5} | options))
     return checkpoints
 

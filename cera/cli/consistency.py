@@ -7,6 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation
 from cera.training.accumulation import check_whole_steps
+from cera.training.checks import check_adalora_steps
 from cera.training.module import CausalLM
 
 
@@ -35,7 +36,7 @@ def check_consistency(
     _check_attention(model.attn_implementation)
     _check_strategy(model, trainer, evaluation if subcommand == "test" else None)
     if subcommand == "fit" and trainer.max_steps > 0:
-        model.check_steps(trainer.max_steps)
+        check_adalora_steps(model.adapter, trainer.max_steps)
 
 
 def _check_length(trainer: Trainer, data: ChatData, max_epochs: int | None) -> None:

@@ -28,6 +28,13 @@ def check_whole_steps(trainer: Trainer) -> None:
         )
 
 
+def total_steps(trainer: Trainer) -> int:
+    """Return the number of optimizer steps of the whole run."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    return count_steps(trainer, trainer.datamodule.steps_per_epoch())  # type: ignore[attr-defined]
+
+
 def count_steps(trainer: Trainer, steps: int) -> int:
     """Return the number of optimizer steps in ``trainer.max_epochs`` epochs.
 

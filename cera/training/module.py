@@ -8,7 +8,7 @@ Example:
 import copy
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from cera.training.adalora import RankSchedule
 from cera.training.adapted_model import adapted_model
 from cera.training.documents import answers
 from cera.training.perplexity import Perplexity
-from cera.training.precision import AdapterDtype, adapter_autocast, base_dtype
+from cera.training.precision import AdapterDtype, adapter_autocast, base_dtype, kept_in_fp32
 from cera.training.recipe import adamw, check_recipe, cosine_with_warmup, seed_dropout
 from cera.training.step_loops import WholeSteps
 
@@ -106,10 +106,6 @@ class CausalLM(LightningModule):
         """Check that the adapter fits the base, and return how many parameters it trains; see ``count_trained``."""
         return checks.count_trained(self.base, self.peft_config())
 
-    def check_steps(self, steps: int) -> None:
-        """Raise ``ValueError`` if AdaLoRA's rank schedule has another number of steps than the run."""
-        checks.check_adalora_steps(self.adapter, steps)
-
     def peft_config(self) -> PeftConfig:
         """Return a copy of ``adapter`` for a causal language model; PEFT writes to the configuration it is given."""
         config = copy.deepcopy(self.adapter)
@@ -122,7 +118,7 @@ class CausalLM(LightningModule):
             return
         if self.trainer.state.fn == "fit":
             accumulation.check_whole_steps(self.trainer)
-            self.check_steps(self.total_steps)
+            checks.check_adalora_steps(self.adapter, self.total_steps)
         if self.trainer.state.fn != "predict":  # which computes no loss
             _ = self.head_is_last  # cached before ZeRO-3 is on, which would partition the skeleton
         loading = getattr(self.trainer.strategy, "base_loading_context", nullcontext)
@@ -142,14 +138,9 @@ class CausalLM(LightningModule):
 
     def to(self, *args: Any, **kwargs: Any) -> "CausalLM":
         """Move and cast as ``nn.Module.to``, but keep fp32 master weights in fp32 and the perplexity in fp64."""
-        masters = {}
-        if self.adapter_dtype == "float32":
-            masters = {name: p.data for name, p in self.trainable().items()}
-        super().to(*args, **kwargs)
+        with kept_in_fp32(self) if self.adapter_dtype == "float32" else nullcontext():
+            super().to(*args, **kwargs)
         self.perplexity.set_dtype(torch.float64)
-        parameters = self.trainable()
-        for name, weight in masters.items():  # from the original weights, which a cast to bf16 would have rounded
-            parameters[name].data = weight.to(parameters[name].device, torch.float32)
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -173,13 +164,8 @@ class CausalLM(LightningModule):
         assert self.model is not None
         head = cast(PreTrainedModel, self.model.get_base_model()).get_output_embeddings()
         chunked = loss.supports_chunks(head) and self.head_is_last
-        with self._autocast():
+        with adapter_autocast(self.adapter_dtype, self.trainer.precision, self.device.type):
             return loss.answer_nll(self, head, batch, chunked)
-
-    def _autocast(self) -> AbstractContextManager:
-        if self.adapter_dtype is None:
-            return nullcontext()
-        return adapter_autocast(self.trainer.precision, self.device.type)
 
     @cached_property
     def head_is_last(self) -> bool:
@@ -190,14 +176,11 @@ class CausalLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Log the base's perplexity, measured before the first step or stored in the checkpoint of step 0."""
+        self._step_nll = 0.0
         if self.base_perplexity is not None and self.trainer.global_step == 0:
             values = {"val/perplexity": self.base_perplexity, "val/loss": math.log(self.base_perplexity)}
             for logger in self.loggers:
                 logger.log_metrics(values, step=0)
-
-    def on_train_epoch_start(self) -> None:
-        """Reset the sum of the step's losses."""
-        self._step_nll = 0.0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by (seed, rank, step, micro-batch)."""
@@ -249,11 +232,8 @@ class CausalLM(LightningModule):
 
     @cached_property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run; with ``max_epochs``, the steps of the first epoch are counted."""
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        steps = self.trainer.datamodule.steps_per_epoch()  # type: ignore[attr-defined]
-        return accumulation.count_steps(self.trainer, steps)
+        """Optimizer steps of the whole run; see ``cera.training.accumulation.total_steps``."""
+        return accumulation.total_steps(self.trainer)
 
     # Validation, test, predict
 

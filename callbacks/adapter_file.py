@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from cera.data.template import prepare_template
+from cera.runs.adapter_settings import sort_sets
 from cera.runs.base_source import hub_id
 from cera.runs.files import sync_tree
 from cera.runs.finished import curve
@@ -52,6 +53,7 @@ class AdapterFile(Callback):
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         pl_module.model.save_pretrained(unfinished, state_dict=weights, save_embedding_layers=False)
+        sort_sets(unfinished, pl_module.model.peft_config["default"])
         self._card(trainer, pl_module).save(unfinished)
         prepare_template(pl_module.tokenizer)  # so that it has the template which rendered the data
         pl_module.tokenizer.save_pretrained(unfinished)

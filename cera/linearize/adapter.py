@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cera.adapters import CeraConfig
+from cera.runs.adapter_settings import sort_sets
 from cera.spectral.layer_names import base_name
 
 
@@ -90,6 +91,7 @@ class Linearization:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         self.config.save_pretrained(str(folder))
+        sort_sets(folder, self.config)
 
 
 def lora_config(

@@ -1,4 +1,4 @@
-"""Reads an adapter's ``adapter_config.json``, and holds each field against the type that its method declares.
+"""Reads an adapter's ``adapter_config.json``, holds each field against the type that its method declares, and sorts it.
 
 Example:
     >>> settings = read_settings(Path("my-adapter"))
@@ -7,6 +7,7 @@ Example:
 """
 
 import importlib
+import json
 import types
 from dataclasses import fields
 from pathlib import Path
@@ -120,3 +121,14 @@ def _fits(declared: Any, value: Any) -> bool:
     if issubclass(kind, dict):
         return isinstance(value, dict) and all(_fits(arguments[1], item) for item in value.values() if arguments)
     return isinstance(value, dict)
+
+
+def sort_sets(folder: Path, config: PeftConfig) -> None:
+    """Sort what is a set in ``config``, such as ``target_modules``, in the ``adapter_config.json`` in ``folder``.
+
+    PEFT has written it in an order that differs between processes: a resumed run would have another file.
+    """
+    file = folder / CONFIG_FILE
+    sets = {name: sorted(value) for name, value in config.to_dict().items() if isinstance(value, set)}
+    settings = json.loads(file.read_text(encoding="utf-8")) | sets
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")  # as PEFT does

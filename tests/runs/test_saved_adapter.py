@@ -19,6 +19,7 @@ from cera.evaluation import command as evaluation
 from cera.evaluation.lm_eval import resolve_model_args
 from cera.foreign_files import FileError
 from cera.linearize import command as linearization
+from cera.runs.adapter_settings import sort_sets
 from cera.runs.saved_adapter import SavedAdapter
 from cera.spectral import command as spectra
 
@@ -236,3 +237,14 @@ def test_every_command_refuses_before_a_model_is_loaded(whole, tmp_path, monkeyp
     with pytest.raises(FileError, match="lacks 1 of the 16"):
         resolve_model_args({"peft": str(folder)})
     assert not (tmp_path / "out").exists()
+
+
+def test_sets_of_a_saved_configuration_are_sorted_and_lists_are_left(tmp_path) -> None:
+    config = cera.CeraConfig(target_modules=["v_proj", "q_proj", "o_proj"], modules_to_save=["lm_head", "embed_tokens"])
+    config.save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_config.json"
+    unsorted = json.loads(file.read_text()) | {"target_modules": ["v_proj", "o_proj", "q_proj"]}
+    file.write_text(json.dumps(unsorted))
+    sort_sets(tmp_path, config)
+    assert json.loads(file.read_text()) == unsorted | {"target_modules": ["o_proj", "q_proj", "v_proj"]}
+    assert peft.PeftConfig.from_pretrained(str(tmp_path)).target_modules == config.target_modules

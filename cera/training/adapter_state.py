@@ -9,10 +9,30 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from lightning import LightningModule
 from peft import PeftConfig
+from torch import nn
 
 from cera.adapters import BranchModel, with_current_prefix
 from cera.runs.checkpoints import CheckpointError, shared_differences
+
+
+class AdapterModule(LightningModule):
+    """A module whose checkpoints hold its trained parameters only; what is frozen is loaded from its own files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False  # check_checkpoint makes sure that what is there is whole
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name; a checkpoint holds exactly these."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the weights of the trained parameters."""
+        names = self.trainable()
+        prefix = kwargs.get("prefix", "")
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k.removeprefix(prefix) in names}
 
 
 def identity(base: str, adapter: PeftConfig, recipe: dict[str, Any]) -> str:

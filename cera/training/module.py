@@ -13,11 +13,10 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig, PeftModel, PeftType, TaskType
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import cera.adapters  # noqa: F401  # registers CeRA with PEFT
@@ -33,7 +32,7 @@ from cera.training.recipe import adamw, check_recipe, cosine_with_warmup, seed_d
 from cera.training.step_loops import WholeSteps
 
 
-class CausalLM(LightningModule):
+class CausalLM(adapter_state.AdapterModule):
     """Trains any PEFT adapter on any transformers causal language model.
 
     The recipe is the paper's (App. A): AdamW, linear warm-up over the first ``warmup`` of the steps, then a cosine
@@ -93,7 +92,6 @@ class CausalLM(LightningModule):
         self.compile_layers = compile_layers
         self.attn_implementation = attn_implementation
         self.max_new_tokens = max_new_tokens
-        self.strict_loading = False  # a checkpoint holds the adapter only; on_load_checkpoint checks that it is whole
         self.model: PeftModel | None = None
         self.rank_schedule: RankSchedule | None = None
         self.perplexity = Perplexity()
@@ -142,10 +140,6 @@ class CausalLM(LightningModule):
             super().to(*args, **kwargs)
         self.perplexity.set_dtype(torch.float64)
         return self
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name; a checkpoint holds exactly these."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -270,12 +264,6 @@ class CausalLM(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Let every checkpoint be of a whole step, whichever callback writes it."""
         return [WholeSteps()]
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the adapter's weights only; the base is loaded from its own files."""
-        names = self.trainable()
-        prefix = kwargs.get("prefix", "")
-        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k.removeprefix(prefix) in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's identity, the base's perplexity and AdaLoRA's state to the checkpoint."""

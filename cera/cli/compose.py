@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from cera.cli.paths import expand_home
-from cera.cli.shipped import NAME, configuration_file
+from cera.cli.shipped import NAME, configuration_file, similar_files
 from cera.cli.yaml_scalars import Loader, typed_values
 from cera.foreign_yaml import MOST_NODES, load_yaml
 from cera.runs.moved import current_class_paths
@@ -58,7 +58,7 @@ def _compose(path: Path, including: tuple[Path, ...], composed: dict[Path, dict[
     if file in {p.resolve() for p in including}:
         raise ValueError(f"configuration includes itself: {chain}")
     if not os.path.isfile(path):  # unlike Path.is_file, it takes a name that is too long
-        raise ValueError(f"no such configuration: {chain}")
+        raise ValueError(f"no such configuration: {chain}. {similar_files(path)}".rstrip())
     if len(including) >= MOST_FILES or len(composed) >= MOST_FILES:
         raise ValueError(
             f"configuration includes more than {MOST_FILES} files: {including[0]} and others, up to {path}"

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cera import __version__
+from cera.cli.similar import closest
 from cera.extras import extra_of, missing
 
 
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
+        if arguments and not arguments[0].startswith("-"):
+            print(f"error: there is no command {arguments[0]!r}. {_hint(arguments[0])}", file=sys.stderr)
+            return 2
         _parser().parse_args(arguments or ["--help"])  # which exits
         return 2
     name, *rest = arguments
@@ -97,6 +101,11 @@ def _import_modules(arguments: list[str]) -> list[str]:
     return others
 
 
+def _hint(name: str) -> str:
+    near = closest(name, COMMANDS)
+    return f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(COMMANDS)}."
+
+
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of what comes before a subcommand: ``--help``, ``--version``, and unknown names."""
     width = max(map(len, COMMANDS))
@@ -107,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         description=f"Train, inspect and compare CeRA and other adapters.\n\ncommands:\n{commands}",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"cera {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)

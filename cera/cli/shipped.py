@@ -5,11 +5,11 @@ Example:
     'smol_cera.yaml'
 """
 
-import difflib
 import re
 from pathlib import Path
 
 from cera.cli.paths import user_path
+from cera.cli.similar import closest
 
 FOLDER = Path(__file__).parent.parent / "configs"
 NAME = re.compile(r"cera:/{1,2}(?P<name>.*)")  # a Path has made one slash of two
@@ -30,7 +30,7 @@ def configuration_file(path: str | Path) -> Path:
     name = match["name"].removesuffix(".yaml")
     names = shipped_configurations()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        near = closest(name, names)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
         raise ValueError(f"the package has no configuration cera://{name}. {hint}")
     return FOLDER / f"{name}.yaml"
@@ -39,6 +39,17 @@ def configuration_file(path: str | Path) -> Path:
 def shipped_configurations() -> list[str]:
     """Return the names of all configurations that come with the package, such as ``adapters/lora``."""
     return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+
+
+def similar_files(path: Path) -> str:
+    """Return a hint at a configuration of the package, or a file beside ``path``, of a similar name; or nothing."""
+    shipped = shipped_configurations()
+    if path.stem in shipped:
+        return f"Did you mean cera://{path.stem}?"
+    beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    near = [str(path.parent / name) for name in closest(path.name, beside)]
+    near = near or [f"cera://{name}" for name in closest(path.stem, shipped)]
+    return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
 def argument_with_file(argument: str) -> str:

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    if not arguments or arguments[0] not in (*SUBCOMMANDS, "-h", "--help"):
+    if not arguments or arguments[0] not in SUBCOMMANDS:
         arguments = ["fit", *arguments]
     given_directory = os.environ.get(RUN_DIR)
     try:

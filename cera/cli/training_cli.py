@@ -1,11 +1,12 @@
 """The configuration, objects and subcommands of ``cera train``, on top of Lightning's ``LightningCLI``."""
 
 import signal
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,12 +19,13 @@ from cera.cli.chosen_run import ChosenRun, choose_run
 from cera.cli.consistency import check_consistency
 from cera.cli.errors import UsageError
 from cera.cli.evaluation_table import evaluation_table
+from cera.cli.measured_table import measured_table
 from cera.cli.parser import ConfigurationParser
 from cera.cli.predictions import save_predictions
 from cera.cli.same_run import check_rows_of_a_step
-from cera.cli.suggest import with_suggestion
 from cera.cli.trainer_arguments import check_seed, check_trainer_arguments
 from cera.cli.trainer_settings import SaveConfig, place_loggers, trainer_settings
+from cera.cli.training_help import HelpAll, describe, ordered_groups
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.tasks import Task
@@ -36,7 +38,17 @@ set_parsing_settings(subclasses_enabled=[Task])  # a dataclass, of which a confi
 
 
 class TrainingParser(ConfigurationParser, LightningArgumentParser):
-    """Parser of model, data and trainer; see ``ConfigurationParser``."""
+    """Parser of model, data and trainer; see ``ConfigurationParser`` and ``cera.cli.training_help``."""
+
+    def format_help(self, formatter: Any = None, everything: bool = False) -> str:
+        """Return the help, without Lightning's options unless ``everything`` is asked for."""
+        groups = self._action_groups
+        if self.groups and "trainer" in self.groups:
+            self._action_groups = ordered_groups(self, everything)
+        try:
+            return super().format_help() if formatter is None else super().format_help(formatter)
+        finally:
+            self._action_groups = groups
 
 
 class TrainingCLI(LightningCLI):
@@ -81,16 +93,18 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--evaluation", type=Evaluation | None, help="Task that `test` evaluates, beside the perplexity."
         )
+        parser.add_argument("--help-all", action=HelpAll, help="Show Lightning's options, too, and exit.")
         parser.link_arguments("model.base", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        describe(parser, subcommand)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line; the error for an unknown key suggests existing ones."""
-        try:
-            self.config = parser.parse_args(args)
-        except (ArgumentError, ValueError) as error:
-            keys = {action.dest for p in self._subcommand_parsers.values() for action in p._actions}
-            raise UsageError(with_suggestion(str(error), sorted(keys))) from error
+        """Parse the command line, and check what needs no object."""
+        self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
         check_seed(config.seed_everything)
         check_trainer_arguments(config.trainer, self.config.subcommand, config.name)
@@ -176,6 +190,23 @@ class TrainingCLI(LightningCLI):
         """Report a resumed run that had ended already."""
         if self.checkpoints is not None and not self.checkpoints.started:
             rank_zero_info(f"Nothing left to do: {self.run.directory} stands at step {self.trainer.global_step}.")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the arguments of the trainer's methods that are not options; results are printed as a table."""
+        return {name: {*skipped, "verbose"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure perplexity and spectra on the held-out rows."""
+        self._print_measured(self.trainer.validate(verbose=False, **kwargs))
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure the perplexity on the held-out rows; a callback evaluates the task."""
+        self._print_measured(self.trainer.test(verbose=False, **kwargs))
+
+    def _print_measured(self, results: Sequence[Mapping[str, float]]) -> None:
+        if self.trainer.is_global_zero:
+            print(f"\n{measured_table(results[0])}\n")
 
     def predict(self, **kwargs: Any) -> None:
         """Answer the held-out prompts; each answer is a line of ``predictions.jsonl``."""

@@ -2,6 +2,7 @@
 
 import argparse
 
+from cera.cli.command_parser import CommandParser
 from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -20,9 +21,7 @@ The intervals are of the difference B - A. p is that of the paired randomization
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="cera compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("compare", DESCRIPTION)
     parser.add_argument("a", type=user_path, help="first run or folder of results")
     parser.add_argument("b", type=user_path, help="second run or folder of results")
     parser.add_argument("--name", help="name of the evaluation")

@@ -12,6 +12,7 @@ import datasets
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from tqdm import tqdm
 
+from cera.cli.command_parser import CommandParser
 from cera.cli.compose import compose
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
@@ -41,9 +42,7 @@ WIDTH = 400
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="cera overlap", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("overlap", DESCRIPTION)
     kinds = "a configuration, or a file with question/answer, problem/answer, instruction/output or messages"
     parser.add_argument("--train", type=user_path, required=True, help=f"training set: {kinds}")
     parser.add_argument("--test", type=user_path, required=True, help=f"evaluation set: {kinds}")

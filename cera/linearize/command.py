@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cera.cli.command_parser import CommandParser
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -40,9 +41,7 @@ TOKENS_PER_INPUT = 10
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status: 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="cera linearize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("linearize", __doc__)
     parser.add_argument("folder", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument("--rank", type=int, help="rank of the LoRA (default: the adapter's r)")
     parser.add_argument("--data", type=user_path, help="chat file to fit to and measure on (default: GSM-symbolic)")

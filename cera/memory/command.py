@@ -26,12 +26,12 @@ from jsonargparse import ArgumentError, Namespace
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from cera.cli.command_parser import CommandParser
 from cera.cli.parser import ConfigurationParser
 from cera.cli.paths import user_path
 from cera.cli.preflight import on_hub
 from cera.cli.run_command import run_command
-from cera.cli.shipped import configuration_file
-from cera.cli.suggest import with_suggestion
+from cera.cli.shipped import configuration_file, similar_files
 from cera.cli.tables import table
 from cera.data import ChatData
 from cera.memory.activations import cpu_trainer
@@ -51,12 +51,7 @@ def main(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed is only imported for its options
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # a trainer reports unused GPUs
-    usage = argparse.ArgumentParser(
-        prog="cera estimate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = CommandParser("estimate", __doc__)
     usage.add_argument("--config", action="append", required=True, metavar="FILE", help="a run; may be repeated")
     usage.add_argument("--devices", type=int, help="number of GPUs or processes (default: as configured)")
     usage.add_argument("--labelled", type=float, default=1.0, help="share of tokens with loss (default: %(default)s)")
@@ -128,7 +123,7 @@ def read_run(file: str, overrides: Sequence[str] = (), devices: int | None = Non
     """
     file = str(configuration_file(file))
     if not Path(file).is_file():  # jsonargparse would parse the name as a configuration
-        raise ValueError(f"no such configuration: {file}")
+        raise ValueError(f"no such configuration: {file}. {similar_files(Path(file))}".rstrip())
     try:
         return _read_run(file, overrides, devices)
     except (ArgumentError, MisconfigurationException, TypeError, ValueError) as error:
@@ -137,10 +132,7 @@ def read_run(file: str, overrides: Sequence[str] = (), devices: int | None = Non
 
 def _read_run(file: str, overrides: Sequence[str], devices: int | None) -> TrainingRun:
     parser = training_parser()
-    try:
-        config = parser.parse_args([f"--config={file}", *overrides])
-    except (ArgumentError, ValueError) as error:
-        raise ValueError(with_suggestion(str(error), sorted(action.dest for action in parser._actions))) from error
+    config = parser.parse_args([f"--config={file}", *overrides])
     if missing := on_hub(config.model.base, "model", "config.json"):
         raise ValueError(
             f"this machine lacks {missing[0]}. --model.base also accepts a directory with the model's config.json."

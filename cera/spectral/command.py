@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from cera.cli.command_parser import CommandParser
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -52,9 +53,7 @@ class AdapterSpectra:
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status: 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="cera spectra", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("spectra", __doc__)
     parser.add_argument("folders", nargs="+", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument("--quantity", choices=get_args(Quantity), default="update", help="measured matrix")
     parser.add_argument(

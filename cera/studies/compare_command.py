@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cera.cli.command_parser import CommandParser
 from cera.cli.compose import compose
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
@@ -26,9 +27,7 @@ def main(arguments: list[str]) -> int:
     """Run the command and return its exit status: 2 after a user's mistake, 1 if a run failed."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     overrides = arguments[end + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="cera compare-adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("compare-adapters", __doc__)
     parser.add_argument("common", type=expand_home, help="configuration without an adapter")
     parser.add_argument("adapters", nargs="+", type=expand_home, help="configurations of one adapter each")
     parser.add_argument("--runs", type=user_path, default=Path("runs/compare"), help="directory of the runs")

@@ -7,10 +7,10 @@ Prints a table and writes a figure for each study. The runs of a study share dat
 adapter, learning rate and seed.
 """
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from cera.cli.command_parser import CommandParser
 from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -27,9 +27,7 @@ from cera.studies.lr_robustness_figure import MAX_PANELS, figure, save_figure
 
 def main(arguments: list[str]) -> int:
     """Print the table of each study and save its figure; return the exit status, 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="cera lr-robustness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("lr-robustness", __doc__)
     parser.add_argument(
         "path", type=user_path, help="a directory of runs, or one run, whose study is read from its siblings"
     )

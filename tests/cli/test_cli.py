@@ -108,7 +108,7 @@ def test_any_peft_config_by_class_path(printed_config):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("--model.adaptor.init_args.r=3", "Did you mean model.adapter"),
+        ("--model.adaptor.init_args.r=3", "Did you mean --model.adapter"),
         ("--data.foo=1", "There are data.batch_size, data.dataset"),
         ("--model.adapter.init_args.dropot=0", "Did you mean dropout? It takes"),
         ("--name=a/b", "name must be of letters"),

@@ -1,0 +1,20 @@
+"""Similar words, for suggestions."""
+
+import difflib
+from collections.abc import Iterable
+
+CERTAIN = 0.9
+"""Similarity from which on a word can hardly be another."""
+
+
+def closest(word: str, options: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Return up to three options that resemble ``word``, best first; only one if it can hardly be another.
+
+    Example:
+        >>> closest("max_step", ["max_steps", "max_time"])
+        ['max_steps']
+    """
+    matches = difflib.get_close_matches(word, list(options), cutoff=cutoff)
+    if matches and difflib.SequenceMatcher(None, matches[0], word).ratio() >= CERTAIN:
+        return matches[:1]
+    return matches

@@ -158,6 +158,9 @@ def _missing(message: str) -> str | None:
     """Explain a setting that has no default and is not given."""
     match = re.search(r'Parser key "([\w.]+)": Expected .* Got value: None$', message)
     match = match or re.search(r'Key "([\w.]+)" is required', message)
+    match = match or re.match(
+        r"the following arguments are required: (?:fit\.|validate\.|test\.|predict\.)?([\w.]+)", message
+    )
     if match is None:
         return None
     return f"{match[1]} is not set: give --config FILE or --config cera://NAME that has it, or --{match[1]}."

@@ -29,7 +29,7 @@ NEAR_MISSES = [
     (f"{SMOL} --data.learning_rte=3", "Did you mean --model.learning_rate?"),
     (f"{SMOL} --something=3", "`--help` and `--print_config` list all."),
     # arguments of classes
-    (f"{SMOL} --model.adapter.init_args.rank=3", "Did you mean r? It takes"),
+    (f"{SMOL} --model.adapter.init_args.rank=3", "Option 'rank' is not accepted. Use r."),
     (f"{SMOL} --model.adapter.dropot=3", "Did you mean dropout? It takes"),
     (f"{SMOL} --data.dataset.init_args.sise=3", "Did you mean size? It takes"),
     # classes

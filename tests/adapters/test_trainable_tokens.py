@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import cera
-from cera.cli.suggest import with_suggestion
+from cera.cli.suggest import explained
 from cera.training.checks import count_trained
 from cera.training.loss import answer_nll, supports_chunks
 
@@ -132,6 +132,6 @@ def test_an_argument_of_lora_names_ours(argument, ours, config_class):
 
 def test_the_command_line_names_ours_too():
     message = "Problem with given class_path 'cera.CeraConfig': Option 'lora_alpha' is not accepted"
-    assert "Use scaling" in with_suggestion(message, [])
+    assert "Use scaling" in explained(message, [])
     of_lora = message.replace("cera.CeraConfig", "peft.LoraConfig").replace("lora_alpha", "scaling")
-    assert "lora_alpha" in with_suggestion(of_lora, [])
+    assert "lora_alpha" in explained(of_lora, [])

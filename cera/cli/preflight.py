@@ -56,7 +56,7 @@ def check(config: Any) -> None:
         if arguments is not None and not arguments.get("data_files") and arguments.get("path"):
             missing += on_hub(arguments.path, "dataset", ".gitattributes")
     if missing:
-        raise MissingRequirement("this machine lacks:\n" + "".join(f"  - {m}\n" for m in missing) + ALTERNATIVE)
+        raise MissingRequirement(f"this machine lacks {'; '.join(missing)}. {ALTERNATIVE}")
     check_weight_files(config.model.base)
 
 

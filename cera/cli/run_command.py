@@ -4,6 +4,8 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 
+from cera.cli.errors import error_line
+
 
 def run_command(body: Callable[[], int | None], on_interrupt: str = "stopped.") -> int:
     """Run the body of a command and return its exit status.
@@ -18,7 +20,7 @@ def run_command(body: Callable[[], int | None], on_interrupt: str = "stopped.") 
     try:
         return body() or 0
     except (ArgumentError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{on_interrupt}", file=sys.stderr)

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cera.callbacks import Diverged
-from cera.cli.errors import UsageError
+from cera.cli.errors import UsageError, error_line
 from cera.cli.preflight import MissingRequirement
 from cera.cli.training_cli import TrainingCLI
 from cera.data import DataError, TemplateError
@@ -67,10 +67,10 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         return _end(stopped, 128 + stopped.signal)
     except MISTAKES as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     except Diverged as error:
-        return _end(f"error: {error}", 3)
+        return _end(error_line(error), 3)
     finally:
         if given_directory is None:
             os.environ.pop(RUN_DIR, None)

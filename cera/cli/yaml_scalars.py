@@ -103,5 +103,8 @@ def _option(value: Any) -> Any:
     if isinstance(value, list):
         return [_option(item) if _is_class(item) else typed_values(item) for item in value]
     if _is_class(value):
-        return {key: _options(part) if key == "init_args" else typed_values(part) for key, part in value.items()}
+        return {
+            typed_values(key): _options(part) if key == "init_args" else typed_values(part)
+            for key, part in value.items()
+        }
     return typed_values(value)

@@ -50,7 +50,12 @@ def main(arguments: list[str]) -> int:
 
     def parse_and_evaluate() -> None:
         parser = build_parser()
-        _evaluate(parser.instantiate(parser.parse_args(arguments)))
+        config = parser.parse_args(arguments)
+        try:
+            options = parser.instantiate(config)
+        except TypeError as error:  # a class takes arguments of another kind
+            raise ValueError(f"the configuration cannot be used: {error}") from error
+        _evaluate(options)
 
     return run_command(parse_and_evaluate, on_interrupt="stopped; the same command resumes from here.")
 

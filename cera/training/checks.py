@@ -13,6 +13,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from cera.foreign_files import one_line
 from cera.models.backbone import build_skeleton
 
 UNSUPPORTED = {PeftType.XLORA, PeftType.POLY, PeftType.CPT}
@@ -46,6 +47,10 @@ def count_trained(base: str, adapter: PeftConfig) -> int:
         raise ValueError(
             f"model.adapter.target_modules={target_modules} matches nothing in {base}. "
             f"Its {_available_names('target_modules', skeleton)}. ({error})"
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError) as error:  # by method and setting
+        raise ValueError(
+            f"model.adapter: {type(adapter).__name__} cannot be applied to {base}: {one_line(error)}."
         ) from error
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 

@@ -20,7 +20,7 @@ from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 from cera.models.backbone import load_tokenizer
 from cera.runs.checkpoints import CheckpointError, shared_differences
-from cera.runs.signals import leave_ctrl_c_to_trainer
+from cera.runs.signals import leave_signals_to_parent, signals_blocked
 
 SPLIT_SEED = 0
 """Seed of the choice of held-out rows. It is not the run's: all runs of a study are validated on the same rows."""
@@ -38,6 +38,19 @@ class Question(NamedTuple):
     prompt: str
     problem: str
     reference: str
+
+
+class StreamLoader(DataLoader):
+    """A DataLoader whose workers leave SIGINT and SIGTERM to the trainer."""
+
+    def __iter__(self) -> Any:
+        """Start the workers."""
+        with signals_blocked():
+            return super().__iter__()
+
+
+def _start_worker(number: int) -> None:
+    leave_signals_to_parent()
 
 
 class ChatData(LightningDataModule):
@@ -185,8 +198,7 @@ class ChatData(LightningDataModule):
 
     def _loader(self, stream: BatchStream | None) -> DataLoader:
         assert stream is not None, "setup() comes first"
-        workers = self.num_workers
-        return DataLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=leave_ctrl_c_to_trainer)
+        return StreamLoader(stream, batch_size=None, num_workers=self.num_workers, worker_init_fn=_start_worker)
 
     def questions(self) -> Iterator[Question]:
         """Yield the held-out conversations that end in a question and its answer, in order."""

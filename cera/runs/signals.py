@@ -40,12 +40,35 @@ def raise_stopped(number: signal.Signals) -> None:
     raise Stopped(number)
 
 
-def leave_ctrl_c_to_trainer(worker: int) -> None:
-    """Ignore SIGINT in a DataLoader's worker, as ``worker_init_fn``.
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Hold the signals back; processes that are started meanwhile begin so, and never lose one."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    A terminal sends Ctrl-C to all processes, but the trainer needs its workers until the step is done.
+
+def leave_signals_to_parent() -> None:
+    """Ignore the signals in this process, which was started in ``signals_blocked``, unless its parent sends them.
+
+    A terminal, a scheduler and torchrun send signals to all processes, but a trainer needs its workers until the step
+    is done.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_exit_for_parent, name="leave_signals_to_parent", daemon=True).start()
+    else:  # macOS
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _exit_for_parent() -> None:
+    """Exit at a signal from the parent process. The signals are blocked in all threads."""
+    while True:
+        received = signal.sigwaitinfo(SIGNALS)
+        if received.si_pid == os.getppid():
+            os._exit(128 + received.si_signo)
 
 
 class _State:

@@ -13,7 +13,7 @@ from command_line import command, run, run_here
 from conftest import REPOSITORY
 
 from cera.data import ChatData, ReasoningGymWordProblems
-from cera.runs.signals import SIGNALS, Stopped, raise_stopped, stop_signals
+from cera.runs.signals import SIGNALS, Stopped, leave_signals_to_parent, raise_stopped, signals_blocked, stop_signals
 
 NUMBERS = pytest.mark.parametrize("number", SIGNALS)
 HANGS = {
@@ -120,13 +120,36 @@ def test_a_second_signal_in_training_ends_it_at_once(tiny_llama, tmp_path):
     assert not (tmp_path / "test" / "checkpoints").exists()
 
 
-def test_a_ctrl_c_that_reaches_the_workers_of_the_data_does_not_end_them(tiny_llama):
+@pytest.fixture
+def batches(tiny_llama):
+    """24 held-out batches, which a worker reads, of which one is here."""
     rows = ReasoningGymWordProblems(size=60)
     data = ChatData(rows, tiny_llama, validation_rows=24, max_length=192, batch_size=1, packing=False, num_workers=1)
     data.setup()
-    batches = iter(data.val_dataloader())
-    read = [next(batches)]
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid, signal.SIGINT)
-    read += batches
-    assert len(read) == len(list(data.validation_stream)) > 10
+    loaded = iter(data.val_dataloader())
+    next(loaded)
+    return loaded
+
+
+@NUMBERS
+def test_a_signal_that_reaches_a_worker_of_the_data_does_not_end_it(batches, number):
+    [worker] = multiprocessing.active_children()
+    subprocess.run(["kill", f"-{number:d}", str(worker.pid)], check=True)  # this process is its parent
+    assert len(list(batches)) == 23
+
+
+def leave_signals_and_sleep() -> None:
+    leave_signals_to_parent()
+    time.sleep(60)
+
+
+def test_a_process_that_leaves_signals_to_its_parent_is_ended_by_it_alone():
+    worker = multiprocessing.get_context("fork").Process(target=leave_signals_and_sleep)
+    with signals_blocked():
+        worker.start()
+    subprocess.run(["kill", str(worker.pid)], check=True)
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 128 + signal.SIGTERM

@@ -7,6 +7,7 @@ Each run is a process of its own, so its peak memory is its own.
 """
 
 import csv
+import signal
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from cera.foreign_files import read_json_object
 from cera.runs.finished import FinishedRun, RunError
 from cera.runs.settings import run_labels
+from cera.runs.signals import SIGNALS, Stopped, stop_signals
 from cera.spectral.aggregate import ALL_LAYERS, summarize
 from cera.spectral.measures import MEASURES
 
@@ -108,6 +110,9 @@ def train_adapters(common: str, adapters: Sequence[str], runs: Path, overrides: 
 
     Returns:
         The names of the runs that failed.
+
+    Raises:
+        Stopped: A signal stopped a run.
     """
     return [run_name(config) for config in adapters if not _train(common, config, runs, overrides)]
 
@@ -125,4 +130,14 @@ def _train(common: str, adapter: str, runs: Path, overrides: Sequence[str]) -> b
     configs = [f"--config={common}", f"--config={adapter}"]
     options = [f"--runs={runs}", f"--name={name}", "--answer_tokens=0", *overrides, *resume]
     print(f"\n=== {name} ===", flush=True)
-    return subprocess.run([*TRAIN, *configs, *options], check=False).returncode == 0
+    status = _wait_for([*TRAIN, *configs, *options])
+    if status - 128 in SIGNALS:
+        raise Stopped(signal.Signals(status - 128), "stopped; the same command resumes where it stopped.")
+    return status == 0
+
+
+def _wait_for(command: Sequence[str]) -> int:
+    """Run a command and return its exit status. The first signal is passed on to it, which then saves its state."""
+    process = subprocess.Popen(command, process_group=0)  # a terminal would send Ctrl-C to it as well: a second signal
+    with stop_signals(process.send_signal):
+        return process.wait()

@@ -1,4 +1,9 @@
 import csv
+import os
+import signal
+import sys
+import threading
+import time
 
 import pytest
 from command_line import command
@@ -40,7 +45,7 @@ def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
         assert all(row[column] for column in row if column not in ("tokens_per_second", "peak_memory_gib"))
 
     # once more: nothing is trained again
-    monkeypatch.setattr(compare.subprocess, "run", None)
+    monkeypatch.setattr(compare, "TRAIN", ("false",))
     assert main(given) == 0
 
 
@@ -66,3 +71,35 @@ def test_a_failed_run_is_named_and_the_others_are_in_the_table(options, tmp_path
     captured = capfd.readouterr()
     assert "these runs failed, see their messages above: broken" in captured.err
     assert "| lora" in captured.out
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1]).write_text("saved")
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1]).write_text("trains")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_to_the_run_which_saves_and_no_other_is_begun(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.chdir(REPOSITORY)
+    state = tmp_path / "state"
+    monkeypatch.setattr(compare, "TRAIN", (sys.executable, "-c", SAVES, str(state)))
+
+    def send() -> None:
+        while not (state.exists() and state.read_text() == "trains"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    assert main(arguments(tmp_path, [], "cera", "lora")) == 128 + number
+    assert state.read_text() == "saved"
+    captured = capsys.readouterr()
+    assert captured.err == f"\n{number.name}: stopped; the same command resumes where it stopped.\n"
+    assert "=== lora ===" not in captured.out

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from cera import __version__
 from cera.cli.similar import closest
 from cera.extras import extra_of, missing
+from cera.runs.signals import exit_at_interrupt
 
 
 class Command(NamedTuple):
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
-    except KeyboardInterrupt:  # before the subcommand handles it, as its imports take seconds
+    except KeyboardInterrupt:  # which the subcommand did not handle
         print("\nSIGINT: stopped.", file=sys.stderr)
         return 130
 
@@ -79,7 +80,9 @@ def _run(arguments: list[str]) -> int:
         print(f"error: --import: {error}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(command.module).main(rest)
+        with exit_at_interrupt():
+            module = importlib.import_module(command.module)
+        return module.main(rest)
     except ModuleNotFoundError as error:
         extra = extra_of(error.name and error.name.partition(".")[0], command.extra)
         if extra is None:

@@ -71,6 +71,27 @@ def _exit_for_parent() -> None:
             os._exit(128 + received.si_signo)
 
 
+@contextmanager
+def exit_at_interrupt() -> Iterator[None]:
+    """End the process at SIGINT with one line and status 130, for imports: libraries make other errors of a Ctrl-C.
+
+    In another thread than the main one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _exit_at_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _exit_at_interrupt(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"\nSIGINT: stopped.\n")
+    os._exit(128 + number)
+
+
 class _State:
     """The receivers of this process, the innermost last; the signals since the first came; the mask while it forks."""
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from command_line import environment
 from conftest import REPOSITORY
 
 from cera import __version__
-from cera.cli.main import COMMANDS, main
+from cera.cli.main import COMMANDS, Command, main
 from cera.extras import EXTRAS, MissingExtra, extra_of, require
 
 
@@ -69,6 +70,24 @@ def test_a_command_imports_only_what_it_needs(name) -> None:
         [sys.executable, "-c", script], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=True
     )
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_during_imports_is_one_line_whatever_a_library_makes_of_it(tmp_path, monkeypatch, capfd) -> None:
+    (tmp_path / "interrupted_import.py").write_text(
+        "import os, signal\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt as error: raise RuntimeError('could not import') from error\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "interrupted", Command("interrupted_import", "train", "is interrupted"))
+    child = os.fork()
+    if child == 0:
+        try:
+            main(["interrupted"])
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert capfd.readouterr().err == "\nSIGINT: stopped.\n"
 
 
 # Missing extras

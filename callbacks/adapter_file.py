@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from cera.data.template import prepare_template
 from cera.runs.adapter_settings import sort_sets
 from cera.runs.base_source import hub_id
-from cera.runs.files import sync_tree
+from cera.runs.files import give_usual_mode, sync_tree
 from cera.runs.finished import curve
 from cera.runs.journal import METRICS
 from cera.runs.model_card import ModelCard
@@ -57,6 +57,7 @@ class AdapterFile(Callback):
         self._card(trainer, pl_module).save(unfinished)
         prepare_template(pl_module.tokenizer)  # so that it has the template which rendered the data
         pl_module.tokenizer.save_pretrained(unfinished)
+        give_usual_mode(unfinished)
         sync_tree(unfinished)
         if self.path.exists():
             self.path.rename(old)

@@ -62,8 +62,8 @@ def main() -> None:
     train(options.runs)
     options.out.mkdir(parents=True, exist_ok=True)
     compared = [str(options.runs / f"{adapter}_3e-4") for adapter in ADAPTERS]
-    spectra.main([*compared, "--out", str(options.out / "spectra.png")])
-    lr_robustness.main([str(options.runs), "--out", str(options.out / "lr_robustness.png")])
+    spectra.main([*compared, "--out", str(options.out / "spectra.png"), "--overwrite"])
+    lr_robustness.main([str(options.runs), "--out", str(options.out / "lr_robustness.png"), "--overwrite"])
     screenshots(options.runs, options.out)
 
 

@@ -23,6 +23,10 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_overwrite(self) -> None:
+        """Add ``--overwrite``, which ``cera.cli.outputs.check_outputs`` reads."""
+        self.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
     def error(self, message: str) -> NoReturn:
         """Print the message with what was meant, and exit."""
         unknown = re.search(r"unrecognized arguments: (-\S+)", message)

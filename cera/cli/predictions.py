@@ -8,6 +8,17 @@ from typing import Any
 import torch.distributed as dist
 from lightning import Trainer
 
+from cera.cli.errors import UsageError
+from cera.runs.files import replacing
+
+FILE = "predictions.jsonl"
+
+
+def check_predictions(run_dir: Path) -> None:
+    """Raise ``UsageError`` if the run directory has predictions already, which might be another checkpoint's."""
+    if (run_dir / FILE).exists():
+        raise UsageError(f"{run_dir / FILE} exists already; move it away, and predict again.")
+
 
 def save_predictions(trainer: Trainer, batches: Sequence[list[dict[str, Any]]], run_dir: Path) -> None:
     """Write one JSON line per answer to ``predictions.jsonl`` and print it, on the first rank.
@@ -25,8 +36,8 @@ def save_predictions(trainer: Trainer, batches: Sequence[list[dict[str, Any]]], 
     if not trainer.is_global_zero:
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "predictions.jsonl"
-    with path.open("w") as file:
+    path = run_dir / FILE
+    with replacing(path) as unfinished, unfinished.open("w") as file:
         for record in records:
             print(json.dumps(record), file=file)
             print(f"--- prompt ---\n{record['prompt']}\n--- answer ---\n{record['answer']}\n")

@@ -21,7 +21,7 @@ from cera.cli.errors import UsageError
 from cera.cli.evaluation_table import evaluation_table
 from cera.cli.measured_table import measured_table
 from cera.cli.parser import ConfigurationParser
-from cera.cli.predictions import save_predictions
+from cera.cli.predictions import check_predictions, save_predictions
 from cera.cli.same_run import check_rows_of_a_step
 from cera.cli.trainer_arguments import check_seed, check_trainer_arguments
 from cera.cli.trainer_settings import SaveConfig, place_loggers, trainer_settings
@@ -126,6 +126,8 @@ class TrainingCLI(LightningCLI):
         earlier_directory = config.trainer.default_root_dir
         settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
         self.run = choose_run(config, str(self.subcommand), settings)
+        if self.subcommand == "predict":
+            check_predictions(self.run.directory)
         place_loggers(config.trainer.logger, earlier_directory, self.run.directory)
         self._at_the_end.callback(self.run.release)
 

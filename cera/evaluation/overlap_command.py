@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cera.cli.command_parser import CommandParser
 from cera.cli.compose import compose
+from cera.cli.outputs import check_outputs
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -58,14 +59,14 @@ def main(arguments: list[str]) -> int:
         "--threshold", type=float, default=0.5, help="share of n-grams at which a row is flagged (default: 0.5)"
     )
     parser.add_argument("--out", type=user_path, help="JSON file for the figures and all flagged rows")
+    parser.add_overwrite()
     options = parser.parse_args(arguments)
     return run_command(lambda: _compare(options))
 
 
 def _compare(options: argparse.Namespace) -> None:
     check_settings(options.n, options.threshold)
-    if options.out and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
-        raise ValueError(f"--out must be a file in a directory that exists, got {options.out}.")
+    check_outputs(options, "out")
     train = find_set(options.train, ["data.dataset"], options.train_files)
     if isinstance(train, Task):
         raise DataError(f"{options.train}: data.dataset is a task; expected a dataset.")
@@ -87,6 +88,7 @@ def _compare(options: argparse.Namespace) -> None:
     print(overlap_table(result))
     if options.out:
         everything = {**named, "train_skipped": texts.skipped, **report(result, test)}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(options.out) as unfinished:
             unfinished.write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"\n{len(result.flagged()):,} flagged rows: {options.out}")

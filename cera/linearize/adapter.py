@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cera.adapters import CeraConfig
 from cera.runs.adapter_settings import sort_sets
+from cera.runs.files import give_usual_mode
 from cera.spectral.layer_names import base_name
 
 
@@ -90,6 +91,7 @@ class Linearization:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        give_usual_mode(folder / "adapter_model.safetensors")
         self.config.save_pretrained(str(folder))
         sort_sets(folder, self.config)
 

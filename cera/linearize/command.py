@@ -49,9 +49,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--base", type=expand_home, help="base model (default: the one that the adapter names)")
     parser.add_argument("--layers-at-a-time", type=int, help="layers fitted in one pass over the data, to save memory")
     parser.add_argument(
-        "--out", type=user_path, default=Path("linearized"), help="directory for the LoRA and the figure"
+        "--out",
+        type=user_path,
+        metavar="DIR",
+        help="new directory for the LoRA and the figure (default: linearized/ in RUN_OR_ADAPTER_DIR)",
     )
     options = parser.parse_args(arguments)
+    options.out = options.out or options.folder / "linearized"
     return run_command(lambda: _run(options))
 
 
@@ -140,8 +144,8 @@ def _load(options: argparse.Namespace) -> tuple[SavedAdapter, list[dict[str, Any
             f"{saved.folder}: {', '.join(f'{name} {settings.get(name)}' for name in named)}. Only CeRA beside linear "
             "layers can be linearized (CeraConfig with granularity='weight', no experts and no hybrid with DoRA)."
         )
-    if (options.out / "adapter_config.json").exists():
-        raise RunError(f"--out: {options.out} holds an adapter already.")
+    if options.out.exists() and not (options.out.is_dir() and not any(options.out.iterdir())):
+        raise RunError(f"--out: {options.out} exists already; give a new directory.")
     data.setup()
     batches = list(data.val_dataloader())
     if len(batches) < 2:

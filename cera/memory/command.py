@@ -27,6 +27,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cera.cli.command_parser import CommandParser
+from cera.cli.outputs import check_outputs
 from cera.cli.parser import ConfigurationParser
 from cera.cli.paths import user_path
 from cera.cli.preflight import on_hub
@@ -56,11 +57,13 @@ def main(arguments: list[str]) -> int:
     usage.add_argument("--devices", type=int, help="number of GPUs or processes (default: as configured)")
     usage.add_argument("--labelled", type=float, default=1.0, help="share of tokens with loss (default: %(default)s)")
     usage.add_argument("--json", type=user_path, metavar="FILE", help="write the rows to FILE, in bytes")
+    usage.add_overwrite()
     options, overrides = usage.parse_known_args(arguments)
     return run_command(lambda: _run(options, overrides))
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
+    check_outputs(options, "json")
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {options.devices}.")
     if not 0 < options.labelled <= 1:
@@ -69,6 +72,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     rows = [row for run in runs for row in estimate(run, options.labelled)]
     print(f"{memory_table(rows)}\n\n{ASSUMPTIONS.format(labelled=options.labelled)}")
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         with replacing(options.json) as file:
             file.write_text(json.dumps([row.asdict() for row in rows], indent=1) + "\n")
 

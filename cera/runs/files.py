@@ -20,9 +20,22 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     yield unfinished
+    give_usual_mode(unfinished)
     sync_file(unfinished)
     unfinished.replace(path)
     sync_directory(path.parent)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file, or all files of a directory, the mode of new files; safetensors makes files that others cannot read.
+
+    Files that cannot be executed have mode 0666 less the process's umask.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def remove_unfinished(folder: Path) -> None:

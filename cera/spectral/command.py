@@ -18,6 +18,7 @@ from typing import Any, get_args
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from cera.cli.command_parser import CommandParser
+from cera.cli.outputs import check_outputs
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -61,21 +62,26 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--rows", type=int, default=32, help="number of rows to measure on if nothing is recorded")
     parser.add_argument("--base", type=expand_home, help="base model (default: the one that an adapter names)")
-    parser.add_argument("--out", type=user_path, default=Path("spectra.png"), help="file for the figure")
-    parser.add_argument("--csv", type=user_path, help="file for the measures of every layer")
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="draw the spectra to this file: .png, .pdf or .svg"
+    )
+    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write the measures of every layer to this file")
+    parser.add_overwrite()
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
+    check_outputs(options, "out", "csv")
     adapters = [_adapter_spectra(folder, options) for folder in options.folders]
     labels = _distinct_labels(adapters)
     summaries = {label: adapter.summary(options.quantity) for label, adapter in zip(labels, adapters, strict=True)}
     print(measure_table(summaries))
-    spectra = {label: adapter.spectra.values[options.quantity] for label, adapter in zip(labels, adapters, strict=True)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side(spectra, options.quantity).savefig(options.out)
-    print(f"\nfigure: {options.out}")
+    if options.out is not None:
+        values = [adapter.spectra.values[options.quantity] for adapter in adapters]
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        side_by_side(dict(zip(labels, values, strict=True)), options.quantity).savefig(options.out)
+        print(f"\nfigure: {options.out}")
     if options.csv is not None:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         write_csv(options.csv, summaries, options.quantity)

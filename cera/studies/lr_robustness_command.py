@@ -7,10 +7,11 @@ Prints a table and writes a figure for each study. The runs of a study share dat
 adapter, learning rate and seed.
 """
 
+import argparse
 from collections.abc import Iterable
-from pathlib import Path
 
 from cera.cli.command_parser import CommandParser
+from cera.cli.outputs import check_output, check_outputs
 from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -31,15 +32,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "path", type=user_path, help="a directory of runs, or one run, whose study is read from its siblings"
     )
-    parser.add_argument("--out", type=user_path, help="figure: .png, .pdf or .svg (default: PATH/lr_robustness.png)")
+    parser.add_argument(
+        "--out",
+        type=user_path,
+        help="figure: .png, .pdf or .svg (default: PATH/lr_robustness.png, which is drawn anew)",
+    )
+    parser.add_overwrite()
     options = parser.parse_args(arguments)
-    return run_command(lambda: _run(options.path, options.out or options.path / "lr_robustness.png"))
+    return run_command(lambda: _run(options))
 
 
-def _run(path: Path, out: Path) -> None:
+def _run(options: argparse.Namespace) -> None:
+    check_outputs(options, "out")
+    path, out = options.path, options.out or options.path / "lr_robustness.png"
     for index, runs in enumerate(find_studies(path), start=1):
         results = robustness_by_adapter(runs).values()
         target = out if index == 1 else out.with_stem(f"{out.stem}-{index}")
+        if options.out is not None:
+            check_output(target, "out", options.overwrite)
         save_figure(figure(results), target)
         notes = "".join(f"note: {note}\n" for note in grid_notes(results))
         print(f"{_heading(runs)}\n\n{robustness_table(results)}\n\n{notes}figure: {target}\n")

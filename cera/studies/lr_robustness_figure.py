@@ -141,6 +141,7 @@ def _add_legend(drawn: Figure, results: list[Robustness]) -> None:
 
 
 def save_figure(drawn: Figure, path: Path) -> None:
-    """Write the figure atomically."""
+    """Write the figure atomically; its directory is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         drawn.savefig(file, dpi=150, format=path.suffix[1:] or "png")

@@ -283,7 +283,7 @@ def test_configurations_of_this_project_are_read():
     [
         ({"--n": "0"}, "n must be at least 1, got 0"),
         ({"--threshold": "50"}, "threshold must be in (0, 1], got 50"),
-        ({"--out": "nowhere/overlap.json"}, "nowhere/overlap.json"),
+        ({"--out": "test.jsonl"}, "--out: test.jsonl exists already"),
         ({"--train": "none.jsonl"}, "no such file: none.jsonl"),
         ({"--train": "none.yaml"}, "no such configuration: none.yaml"),
         ({"--train": "train.csv"}, "train.csv is neither a configuration"),

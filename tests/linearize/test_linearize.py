@@ -414,7 +414,7 @@ def test_command(two_runs, tmp_path, capsys):
     assert (out / "linearized.png").read_bytes().startswith(b"\x89PNG")
     assert LoraConfig.from_pretrained(out).r == 4
     assert main([str(two_runs / "cera"), "--out", str(out)]) == 2
-    assert "holds an adapter already" in capsys.readouterr().err
+    assert f"--out: {out} exists already" in capsys.readouterr().err
 
 
 def test_command_on_an_adapter_directory_and_a_chat_file(two_runs, tmp_path, capsys):

@@ -84,6 +84,6 @@ def test_the_table_and_the_csv_file_have_a_column(folder, expected):
 
 
 def test_without_the_import_no_output_has_it(folder):
-    printed = invoke(["spectra", "runs/test", "--out", "spectra.png"], folder)
+    printed = invoke(["spectra", "runs/test"], folder)
     assert "ER" in printed
     assert "stable rank" not in printed

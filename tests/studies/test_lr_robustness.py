@@ -252,13 +252,14 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.yaml").write_text("model: 1")
     write_run(tmp_path / "good" / "a", curve={0: 9.0})
+    (tmp_path / "a.png").touch()
     for arguments, message in (
         (["nowhere"], "nowhere"),
         (["empty"], "is no run directory and contains none"),
         (["broken"], "names no model.adapter"),
         (["runs"], "no run has a validation perplexity yet"),
         (["good", "--out", "a.docx"], "docx"),
-        (["good", "--out", "nowhere/a.png"], "No such file"),
+        (["good", "--out", "a.png"], "a.png exists already"),
     ):
         given = [str(tmp_path / arguments[0]), *arguments[1:2], *(str(tmp_path / a) for a in arguments[2:])]
         assert main(given) == 2

@@ -25,7 +25,7 @@ from cera.cli.predictions import check_predictions, save_predictions
 from cera.cli.same_run import check_rows_of_a_step
 from cera.cli.trainer_arguments import check_seed, check_trainer_arguments
 from cera.cli.trainer_settings import SaveConfig, place_loggers, trainer_settings
-from cera.cli.training_help import HelpAll, describe, ordered_groups
+from cera.cli.training_help import HelpAll, ShortHelp, describe, ordered_groups
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.tasks import Task
@@ -42,13 +42,14 @@ class TrainingParser(ConfigurationParser, LightningArgumentParser):
 
     def format_help(self, formatter: Any = None, everything: bool = False) -> str:
         """Return the help, without Lightning's options unless ``everything`` is asked for."""
-        groups = self._action_groups
+        groups, formatter_class = self._action_groups, self.formatter_class
         if self.groups and "trainer" in self.groups:
             self._action_groups = ordered_groups(self, everything)
+            self.formatter_class = formatter_class if everything else ShortHelp
         try:
             return super().format_help() if formatter is None else super().format_help(formatter)
         finally:
-            self._action_groups = groups
+            self._action_groups, self.formatter_class = groups, formatter_class
 
 
 class TrainingCLI(LightningCLI):

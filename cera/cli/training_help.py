@@ -1,9 +1,10 @@
 """The help of ``cera train``: what the project adds comes first, Lightning's ``Trainer`` behind ``--help-all``."""
 
 import argparse
+import re
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 DESCRIPTIONS = {
     "fit": (
@@ -20,6 +21,31 @@ EPILOG = """\
 Options of the trainer are --trainer.KEY: --help-all shows them, and docs/training.md which values are supported.
 Configurations are files or cera://NAME; --print_config shows all settings of one. --trainer.callbacks.help CLASS, and
 the same for an adapter or a dataset, shows the arguments of a class."""
+
+
+FIRST_SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Formats an option's first sentence, type and default; no lists of classes, and no options about options."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "max_help_position": 36})
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, known, _ = super()._get_help_string(action).partition(", known subclasses: ")
+        if not action.help or not text.startswith(action.help):
+            return text
+        details = text.removeprefix(action.help) + (")" if known else "")
+        return FIRST_SENTENCE.split(action.help, maxsplit=1)[0] + details
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "VALUE"
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if action.dest in ("model", "data", "trainer") or action.dest.endswith(".help"):
+            return ""
+        return super()._format_action(action)
 
 
 class HelpAll(argparse.Action):

@@ -210,6 +210,8 @@ class TrainingCLI(LightningCLI):
     def _print_measured(self, results: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
             print(f"\n{measured_table(results[0])}\n")
+            if any(name.startswith("spectra") for name in results[0]):
+                print(f"`cera spectra {self.run.directory} --csv FILE` writes what the run recorded of each layer.\n")
 
     def predict(self, **kwargs: Any) -> None:
         """Answer the held-out prompts; each answer is a line of ``predictions.jsonl``."""

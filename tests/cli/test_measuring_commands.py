@@ -44,6 +44,9 @@ def test_validate_takes_the_newest_checkpoint_says_which_and_writes_nothing(runs
     assert status == 0, printed
     assert f"validate takes {runs}/cera/checkpoints/step=12.ckpt" in printed
     assert content(runs) == before
+    assert "mean over layers" in printed
+    assert "spectra_by_layer" not in printed
+    assert f"`cera spectra {runs / 'cera'} --csv FILE`" in printed
     trained, base = (losses(runs / "cera", "val/perplexity")[step] for step in (11, 0))
     assert f"{trained:.3f}"[:4] in printed
     assert f"{base:.3f}"[:4] not in printed

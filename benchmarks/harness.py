@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tqdm import tqdm
-
 from cera.cli.tables import table
+from cera.progress import StatusBar
 from cera.runs.environment import environment as runs_environment
 from cera.runs.files import replacing
 
@@ -146,8 +145,8 @@ def environment() -> dict[str, Any]:
 def interleaved(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Return the values that each contender returns, one per round.
 
-    The contenders take turns (A B A B), so that a slow minute affects all of them. A terminal shows
-    their progress.
+    The contenders take turns (A B A B), so that a slow minute affects all of them. Standard error
+    shows their progress.
 
     Args:
         contenders: Measuring functions by name.
@@ -159,8 +158,8 @@ def interleaved(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}.")
     measured: dict[str, list[T]] = {name: [] for name in contenders}
-    tqdm.monitor_interval = 0  # no thread beside what is timed
-    with tqdm(total=rounds * len(contenders), unit="run", leave=False, miniters=1, disable=None) as bar:
+    StatusBar.monitor_interval = 0  # no thread beside what is timed
+    with StatusBar(None, "", "run", total=rounds * len(contenders), miniters=1) as bar:
         for _ in range(rounds):
             for name, contender in contenders.items():
                 bar.set_description(name)

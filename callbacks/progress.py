@@ -7,6 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress import ProgressBar
 from tqdm import tqdm
 
+from cera.progress import StatusBar
 from cera.training.throughput import Meter
 
 
@@ -16,13 +17,13 @@ class Progress(ProgressBar):
     Lightning's bars count the batches of an epoch, whose number is unknown for a stream.
 
     Args:
-        refresh: Seconds between updates, and (30 times that) between lines when the output is not a terminal.
+        refresh: Seconds between updates on a terminal; see ``cera.progress`` for other outputs.
     """
 
     def __init__(self, refresh: float = 1.0) -> None:
         super().__init__()
         self.refresh = refresh
-        self._bar: tqdm | None = None
+        self._bar: StatusBar | None = None
         self._meter = Meter()
         self._enabled = True
 
@@ -39,12 +40,8 @@ class Progress(ProgressBar):
         if self._enabled:
             self._bar = self._opened("train", "step", trainer.global_step, pl_module.total_steps)
 
-    def _opened(self, what: str, unit: str, initial: int = 0, total: Any = None) -> tqdm:
-        wait = self.refresh if sys.stdout.isatty() else 30 * self.refresh
-        return tqdm(
-            total=total, initial=initial, desc=what, unit=unit, file=sys.stdout, mininterval=wait, dynamic_ncols=True,
-            maxinterval=2 * wait,
-        )  # fmt: skip
+    def _opened(self, what: str, unit: str, initial: int = 0, total: Any = None) -> StatusBar:
+        return StatusBar(None, what, unit, sys.stdout, self.refresh, total=total, initial=initial)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""

@@ -1,6 +1,7 @@
 """The command ``cera evaluate``."""
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def _evaluate(options: Namespace) -> None:
 
 
 def _load_model(saved: SavedAdapter | None, options: Namespace) -> Any:
+    named = saved.base if saved else options.base
+    print(f"loading {named}{f' with {saved.folder}' if saved else ''}", file=sys.stderr, flush=True)
     dtype = getattr(torch, options.dtype)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return saved.load(dtype, device) if saved else load_model(options.base, dtype).to(device).eval()

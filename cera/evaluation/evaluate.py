@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from tqdm import tqdm
 
 from cera.evaluation.fields import WHOLE_RECORD, RecordError
 from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths
@@ -29,6 +28,7 @@ from cera.evaluation.report import build_report
 from cera.evaluation.tasks import Problem, Task
 from cera.foreign_files import read_json_object
 from cera.models.generate import encode, max_positions
+from cera.progress import StatusBar
 from cera.runs.checkpoints import differences
 from cera.runs.files import replacing
 from cera.runs.lock import DirectoryInUse, DirectoryLock
@@ -240,7 +240,7 @@ def _generate_and_score(
     correct, last = sum(float(np.mean(record["correct"])) for record in earlier), time.monotonic()
     total = len(earlier) + len(left)
     prompts, keys = [prompt for _, prompt in left], [problem.key for problem, _ in left]
-    with tqdm(total=total, initial=len(earlier), desc=evaluation.name, unit="problem", disable=rank > 0) as bar:
+    with StatusBar(None, evaluation.name, "problem", total=total, initial=len(earlier), disable=rank > 0) as bar:
         generated = backend.generate(prompts, keys, evaluation.sampling)
         for number, (position, samples) in enumerate(generated, start=len(earlier) + 1):
             record = score_samples(evaluation.task, *left[position], samples)

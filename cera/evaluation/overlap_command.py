@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-from tqdm import tqdm
 
 from cera.cli.command_parser import CommandParser
 from cera.cli.compose import compose
@@ -23,6 +22,7 @@ from cera.data.rows import LOADERS
 from cera.evaluation.overlap import Match, Overlap, check_settings, overlap
 from cera.evaluation.overlap_sets import FIELDS, QuestionsAndAnswers, Texts, evaluation_texts, name_of
 from cera.evaluation.tasks import Task
+from cera.progress import StatusBar
 from cera.runs.files import replacing
 
 DESCRIPTION = """Report how much of an evaluation set is in a training set.
@@ -74,7 +74,7 @@ def _compare(options: argparse.Namespace) -> None:
     test = evaluation_texts(source, options.field)
     texts = Texts(train, options.field)
     rows = texts.open()
-    bar = tqdm(rows, total=len(rows) if isinstance(rows, datasets.Dataset) else None, desc="training set", unit=" rows")
+    bar = StatusBar(rows, "training set", "rows", total=len(rows) if isinstance(rows, datasets.Dataset) else None)
     result = overlap(texts.read(bar), test, options.n, options.threshold)
     if texts.skipped == result.train_rows:
         raise DataError(

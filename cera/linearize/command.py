@@ -17,7 +17,6 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from cera.cli.command_parser import CommandParser
 from cera.cli.paths import expand_home, user_path
@@ -30,6 +29,7 @@ from cera.linearize.adapter import Linearization, LinearizedLayer
 from cera.linearize.figure import figure
 from cera.linearize.fit import HOLD_OUT_EVERY, can_linearize, linearize
 from cera.models.backbone import load_tokenizer
+from cera.progress import progress
 from cera.runs.finished import RunError, adapter_label
 from cera.runs.model_card import PAPER, ModelCard
 from cera.runs.saved_adapter import SavedAdapter
@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace) -> None:
     config = model.peft_config["default"]
     config.base_model_name_or_path = saved.base  # not its path in this machine's cache
     linearization = linearize(
-        model, batches, options.rank, layers_at_a_time=options.layers_at_a_time, progress=progress_bar
+        model, batches, options.rank, layers_at_a_time=options.layers_at_a_time, progress=progress
     )
     linearization.save(options.out)
     tokenizer = load_tokenizer(saved.base)
@@ -99,15 +99,10 @@ def _print_layers(linearization: Linearization) -> None:
 def _perplexities(model: PeftModel, held_out: list[dict[str, Any]], lora: Path) -> dict[str, float]:
     """Return the perplexity of the base, with CeRA and with the LoRA, and leave CeRA out of ``model``."""
     with model.disable_adapter():
-        base = perplexity(model, progress_bar(held_out, "perplexity of the base"))
-    cera = perplexity(model, progress_bar(held_out, "perplexity with CeRA"))
+        base = perplexity(model, progress(held_out, "perplexity of the base"))
+    cera = perplexity(model, progress(held_out, "perplexity with CeRA"))
     linear = PeftModel.from_pretrained(model.unload(), str(lora))
-    return {"base": base, "CeRA": cera, "LoRA": perplexity(linear, progress_bar(held_out, "perplexity with the LoRA"))}
-
-
-def progress_bar(items: list[Any], what: str) -> Iterable[Any]:
-    """Yield the items, with a progress bar on standard error."""
-    return tqdm(items, desc=what, file=sys.stderr)
+    return {"base": base, "CeRA": cera, "LoRA": perplexity(linear, progress(held_out, "perplexity with the LoRA"))}
 
 
 def card(linearization: Linearization, base: str, config: PeftConfig, perplexities: Mapping[str, float]) -> ModelCard:

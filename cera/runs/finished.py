@@ -9,7 +9,7 @@ Example:
 import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -281,10 +281,15 @@ def siblings(path: str | Path) -> list[FinishedRun]:
     return find_runs(Path(path).resolve().parent)
 
 
-def find_runs(runs: str | Path) -> list[FinishedRun]:
-    """Return all runs in a directory of runs, sorted by name; other directories are skipped."""
+def find_runs(runs: str | Path, visit: Callable[[list[Path]], Iterable[Path]] = iter) -> list[FinishedRun]:
+    """Return all runs in a directory of runs, sorted by name; other directories are skipped.
+
+    Args:
+        runs: The directory.
+        visit: Yields the directories of a list one by one, and may show how far that is.
+    """
     readable = []
-    for path in sorted(Path(runs).iterdir()):
+    for path in visit(sorted(Path(runs).iterdir())):
         with suppress(RunError):
             readable.append(FinishedRun.read(path))
     return readable

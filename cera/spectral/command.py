@@ -23,6 +23,7 @@ from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
 from cera.data.measured import measured_rows
+from cera.progress import progress
 from cera.runs.finished import FinishedRun, RunError
 from cera.runs.saved_adapter import SavedAdapter
 from cera.runs.settings import config_labels
@@ -140,7 +141,9 @@ def _adapter_spectra(folder: Path, options: argparse.Namespace) -> AdapterSpectr
 def _measure(saved: SavedAdapter, options: argparse.Namespace) -> Spectra:
     data = measured_rows(saved.base, options.data, options.rows)
     data.setup()
-    return measure(saved.load(), data.val_dataloader(), [options.quantity])
+    print(f"loading {saved.base} with {saved.folder}", file=sys.stderr, flush=True)
+    model, batches = saved.load(), list(data.val_dataloader())
+    return measure(model, progress(batches, "measuring spectra", "batch"), [options.quantity])
 
 
 def _saved_config(settings: dict[str, Any]) -> dict[str, Any]:

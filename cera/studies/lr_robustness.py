@@ -9,7 +9,7 @@ seed. Runs that differ only in the seed are replicates.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -125,13 +125,17 @@ def read_study(path: str | Path) -> tuple[FinishedRun, list[FinishedRun]]:
     return run, [sibling for sibling in siblings(path) if sibling.identity.study == run.identity.study]
 
 
-def find_studies(path: Path) -> list[list[FinishedRun]]:
+def find_studies(path: Path, visit: Callable[[list[Path]], Iterable[Path]] = iter) -> list[list[FinishedRun]]:
     """Read all studies in a directory of runs, or the study of a run; those without any validation are left out.
+
+    Args:
+        path: The directory.
+        visit: See ``cera.runs.finished.find_runs``.
 
     Raises:
         RunError: There is no run, or no run has a validation perplexity.
     """
-    runs = read_study(path)[1] if (path / "config.yaml").exists() else find_runs(path)
+    runs = read_study(path)[1] if (path / "config.yaml").exists() else find_runs(path, visit)
     if not runs:
         raise RunError(f"{path} is no run directory and contains none.")
     studies: dict[str, list[FinishedRun]] = {}

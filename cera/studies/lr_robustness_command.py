@@ -9,12 +9,14 @@ adapter, learning rate and seed.
 
 import argparse
 from collections.abc import Iterable
+from functools import partial
 
 from cera.cli.command_parser import CommandParser
 from cera.cli.outputs import check_output, check_outputs
 from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
+from cera.progress import progress
 from cera.runs.finished import FinishedRun
 from cera.studies.lr_robustness import (
     Robustness,
@@ -45,7 +47,8 @@ def main(arguments: list[str]) -> int:
 def _run(options: argparse.Namespace) -> None:
     check_outputs(options, "out")
     path, out = options.path, options.out or options.path / "lr_robustness.png"
-    for index, runs in enumerate(find_studies(path), start=1):
+    studies = find_studies(path, partial(progress, what="reading runs", unit="run"))
+    for index, runs in enumerate(studies, start=1):
         results = robustness_by_adapter(runs).values()
         target = out if index == 1 else out.with_stem(f"{out.stem}-{index}")
         if options.out is not None:

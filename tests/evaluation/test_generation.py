@@ -17,7 +17,6 @@ from scipy import stats
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
@@ -29,6 +28,7 @@ from transformers import (
 from cera import CeraConfig
 from cera.evaluation.generation import InverseCDF, Sample, Sampling, TransformersBackend, uniforms
 from cera.models.generate import generate
+from cera.progress import StatusBar
 
 PROMPTS = [
     "<|im_start|>user\nHow much is two and two?<|im_end|>\n<|im_start|>assistant\n",
@@ -431,19 +431,19 @@ def test_the_head_reads_contiguous_states(plain, tokenizer):
 def test_a_bar_counts_the_tokens_of_a_batch_and_changes_nothing(plain, tokenizer, monkeypatch):
     bars = []
 
-    class Bar(tqdm):
-        def __init__(self, **settings):
-            super().__init__(**{**settings, "disable": False, "file": io.StringIO()})
+    class Bar(StatusBar):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **{**settings, "disable": False, "file": io.StringIO()})
             bars.append((settings["disable"], self))
 
-    monkeypatch.setattr("cera.evaluation.generation.progress.tqdm", Bar)
+    monkeypatch.setattr("cera.evaluation.generation.progress.StatusBar", Bar)
     sampling = Sampling(max_new_tokens=5)
     silent, shown = (
         list(TransformersBackend(plain, tokenizer, 2, progress=progress).generate(PROMPTS, KEYS, sampling))
         for progress in (False, True)
     )
     assert silent == shown
-    assert [disabled for disabled, _ in bars] == [True] * (len(bars) // 2) + [None] * (len(bars) // 2)  # if no terminal
+    assert [disabled for disabled, _ in bars] == [True] * (len(bars) // 2) + [False] * (len(bars) // 2)
     batches = [shown[start : start + 2] for start in range(0, len(shown), 2)]
     longest = [max(samples[0].tokens for _, samples in batch) for batch in batches]
     assert [bar.n for _, bar in bars] == longest * 2

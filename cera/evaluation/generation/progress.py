@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import StoppingCriteria
+
+from cera.progress import StatusBar
 
 
 class TokenProgress(StoppingCriteria):
@@ -14,17 +15,11 @@ class TokenProgress(StoppingCriteria):
     Args:
         rows: Number of sequences of the batch.
         max_new_tokens: Maximum number of tokens of each.
-        shown: Whether to show the bar, if standard error is a terminal.
+        shown: Whether to show the bar.
     """
 
     def __init__(self, rows: int, max_new_tokens: int, shown: bool) -> None:
-        self.bar = tqdm(
-            total=max_new_tokens,
-            desc=f"batch of {rows}",
-            unit="token",
-            leave=False,
-            disable=None if shown else True,
-        )
+        self.bar = StatusBar(None, f"batch of {rows}", "token", total=max_new_tokens, leave=False, disable=not shown)
 
     def __enter__(self) -> "TokenProgress":
         return self

@@ -31,7 +31,7 @@ class TransformersBackend:
             in its own mode between batches.
         tokenizer: Its tokenizer. An answer ends at the tokenizer's end-of-sequence token, or at one of the model's.
         batch_size: Number of sequences that are generated at a time.
-        progress: Show a bar of the tokens of each batch on a terminal.
+        progress: Show how many tokens of each batch are generated.
 
     Raises:
         ValueError: ``batch_size`` is less than 1, or the active adapter has virtual tokens (prompt tuning and the

@@ -57,6 +57,14 @@ def test_configurations_that_fuzzing_came_upon_end_in_one_line(configs, is_run, 
     assert re.search(f"^error: .*{error}", line)
 
 
+def test_a_callback_of_lightning_with_a_default_of_its_own_type_is_taken(configs):
+    config = copy.deepcopy(configs.run)
+    config["trainer"]["callbacks"].append(
+        {"class_path": "lightning.pytorch.callbacks.Timer"}
+    )  # interval: Interval.step
+    assert configs.parse(True, yaml.safe_dump(config), []) == ""
+
+
 def test_failures_are_reported():
     def fail(rng):
         raise KeyError("x")

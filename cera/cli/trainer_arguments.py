@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -272,3 +273,17 @@ def check_seed(seed: bool | int) -> None:
     """Raise ``UsageError`` for a seed that does not repeat the run: not a number, or out of numpy's range."""
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UsageError(f"seed_everything must be a whole number from 0 to {2**32 - 1}, got {_shown(seed)}.")
+
+
+def text_of_enumerations(config: Any) -> None:
+    """Replace each value of a textual enumeration by its text, in place: Lightning's own classes have such defaults.
+
+    Args:
+        config: Configuration, of namespaces, mappings and lists, before objects are made.
+    """
+    values = vars(config) if isinstance(config, Namespace) else config
+    for key, value in list(values.items() if isinstance(values, dict) else enumerate(values)):
+        if isinstance(value, Enum) and isinstance(value, str):
+            values[key] = value.value
+        elif isinstance(value, Namespace | dict | list):
+            text_of_enumerations(value)

@@ -23,7 +23,7 @@ from cera.cli.measured_table import measured_table
 from cera.cli.parser import ConfigurationParser
 from cera.cli.predictions import check_predictions, save_predictions
 from cera.cli.same_run import check_rows_of_a_step
-from cera.cli.trainer_arguments import check_seed, check_trainer_arguments
+from cera.cli.trainer_arguments import check_seed, check_trainer_arguments, text_of_enumerations
 from cera.cli.trainer_settings import SaveConfig, place_loggers, trainer_settings
 from cera.cli.training_help import HelpAll, ShortHelp, describe, ordered_groups
 from cera.data import ChatData
@@ -107,6 +107,7 @@ class TrainingCLI(LightningCLI):
         """Parse the command line, and check what needs no object."""
         self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
+        text_of_enumerations(config.trainer)
         check_seed(config.seed_everything)
         check_trainer_arguments(config.trainer, self.config.subcommand, config.name)
 
@@ -125,7 +126,10 @@ class TrainingCLI(LightningCLI):
             if config[key] < 0:
                 raise UsageError(f"{key} must be zero or more, got {config[key]}.")
         earlier_directory = config.trainer.default_root_dir
-        settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        try:
+            settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        except ValueError as error:  # such as a class whose default is no text, number or truth value
+            raise UsageError(f"the configuration cannot be written to config.yaml: {error}") from error
         self.run = choose_run(config, str(self.subcommand), settings)
         if self.subcommand == "predict":
             check_predictions(self.run.directory)

@@ -7,6 +7,8 @@ import inspect
 import io
 import re
 import shlex
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,9 +151,10 @@ def recipe(title: str) -> dict[str, Any]:
     text = (REPOSITORY / "docs" / "extending.md").read_text()
     section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     (code,) = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    module: dict[str, Any] = {"__name__": "recipe"}
-    exec(compile(code, title, "exec", dont_inherit=True), module)
-    return module
+    module = types.ModuleType(title.replace(" ", "_"))
+    sys.modules[module.__name__] = module  # as the classes of a module are found there by later tests
+    exec(compile(code, title, "exec", dont_inherit=True), vars(module))
+    return vars(module)
 
 
 def test_recipe_of_an_activation() -> None:

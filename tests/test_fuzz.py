@@ -37,6 +37,8 @@ def configs(tiny_llama, tmp_path_factory):
         (True, "model.adapter", {"class_path": "cera.CeraConfig", 5: 6}, "Key must be a string, got: 5"),
         (False, "evaluation.task", {"class_path": "cera.evaluation.tasks.MATH", 5: 6}, "Key must be a string, got: 5"),
         (False, "evaluation.sampling", [-1], "configuration cannot be used: .*mapping"),
+        (True, "trainer.devices", 10**30, "trainer.devices"),
+        (True, "trainer", ["x"], "trainer must be a mapping of settings"),
         (True, "trainer.check_val_every_n_epoch", "q_proj", "check_val_every_n_epoch.*q_proj"),
         (True, "trainer.callbacks", [{"class_path": {}}], "trainer.callbacks"),
         (

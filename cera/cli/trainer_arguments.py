@@ -16,6 +16,12 @@ from jsonargparse import Namespace
 
 from cera.cli.errors import UsageError
 
+LARGEST = 2**63 - 1
+"""The largest whole number that an argument may have."""
+
+MOST_DEVICES = 1024
+"""Maximum number of devices, each with a process, of a node."""
+
 
 class Range(NamedTuple):
     """The values of an argument that are supported.
@@ -42,7 +48,15 @@ class Refusal(NamedTuple):
 
 
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def _are_devices(value: Any) -> bool:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
+        value = int(value[:10])
+    if isinstance(value, int):
+        return value == -1 or (_whole(value, 1) and value <= MOST_DEVICES)
+    return value != []
 
 
 def _whole_or_none(least: int) -> Callable[[Any], bool]:
@@ -89,7 +103,7 @@ RANGES = {
         lambda v: not isinstance(v, str) or v in STRATEGIES,
         f"one of {', '.join(STRATEGIES[:2])} or the class cera.training.DeepSpeed (which shards, too)",
     ),
-    "devices": Range(lambda v: v not in (0, "0", []), "1 or more, -1 or auto for all, or a list of their numbers"),
+    "devices": Range(_are_devices, f"1 or more, to {MOST_DEVICES} on a node, -1 or auto for all, or a list"),
     "num_nodes": Range(_whole_or_none(1), "1 or more"),
     "precision": Range(
         lambda v: v is None or str(v) in (*PRECISIONS, *ALIASES),

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -107,6 +107,9 @@ class TrainingCLI(LightningCLI):
         """Parse the command line, and check what needs no object."""
         self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
+        for group in ("model", "data", "trainer"):
+            if not isinstance(config[group], Namespace):  # as a file may give a list
+                raise UsageError(f"{group} must be a mapping of settings, got {config[group]!r}.")
         text_of_enumerations(config.trainer)
         check_seed(config.seed_everything)
         check_trainer_arguments(config.trainer, self.config.subcommand, config.name)

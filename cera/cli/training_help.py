@@ -70,7 +70,7 @@ def describe(parser: ArgumentParser, subcommand: str) -> None:
         parser.groups[name].title = title
     helps = {
         "ckpt_path": RESUMED if subcommand == "fit" else MEASURED,
-        "weights_only": argparse.SUPPRESS,
+        "weights_only": "Refuse a checkpoint that holds more than tensors and plain values.",
         "seed_everything": "Seed of the order of rows, of dropout and of the weights at the start.",
         "config": "Configuration: a file, or cera://NAME for one of the package; may be repeated, later ones win.",
     }

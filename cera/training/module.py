@@ -158,7 +158,8 @@ class CausalLM(adapter_state.AdapterModule):
         assert self.model is not None
         head = cast(PreTrainedModel, self.model.get_base_model()).get_output_embeddings()
         chunked = loss.supports_chunks(head) and self.head_is_last
-        with adapter_autocast(self.adapter_dtype, self.trainer.precision, self.device.type):
+        fp32_adapter = self.adapter_dtype == "float32"
+        with adapter_autocast(self.trainer.precision, self.device.type) if fp32_adapter else nullcontext():
             return loss.answer_nll(self, head, batch, chunked)
 
     @cached_property

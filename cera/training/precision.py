@@ -16,20 +16,16 @@ def base_dtype(precision: str) -> torch.dtype:
     return {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, torch.float32)
 
 
-def adapter_autocast(adapter_dtype: AdapterDtype, precision: str, device: str) -> AbstractContextManager:
-    """Return the context in which the adapted model runs.
+def adapter_autocast(precision: str, device: str) -> AbstractContextManager:
+    """Return the context in which a model with an fp32 adapter runs.
 
-    Where an fp32 adapter is beside a bf16 base, autocast computes the adapter's products in bf16 like the base's; the
-    master weights stay fp32.
+    Beside a bf16 base, autocast computes the adapter's products in bf16 like the base's; the master weights stay fp32.
 
     Args:
-        adapter_dtype: Data type of the adapter.
         precision: Precision of the trainer.
         device: Device type, such as ``"cuda"``.
     """
-    if adapter_dtype == "float32" and precision == "bf16-true":
-        return torch.autocast(device, torch.bfloat16)
-    return nullcontext()
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16-true" else nullcontext()
 
 
 @contextmanager

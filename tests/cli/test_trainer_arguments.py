@@ -71,6 +71,8 @@ def test_the_defaults_are_lightnings() -> None:
         ("--trainer.strategy=ddp_spawn", "strategy", "ddp"),
         ("--trainer.strategy=lightning.pytorch.strategies.FSDPStrategy", "strategy", "cera.training.DeepSpeed"),
         ("--trainer.devices=0", "devices", "1 or more"),
+        ("--trainer.devices=1000000000000000000000000000000", "devices", "to 1024"),
+        ("--trainer.max_steps=1000000000000000000000000000000", "max_steps", "positive"),
         ("--trainer.num_nodes=0", "num_nodes", "1 or more"),
         ("--trainer.num_nodes=2", "num_nodes", "torchrun"),
         ("--trainer.precision=64-true", "precision", "bf16-true"),

@@ -71,7 +71,7 @@ class Configs:
             else:
                 options.append(override(rng, config))
         text = yaml.safe_dump(config, allow_unicode=True)
-        if rng.random() < 0.25:
+        if rng.random() < 0.15:
             text = change_text(rng, text)
         return self.parse(is_run, text, options)
 
@@ -137,6 +137,8 @@ def places(value: Any, where: tuple = ()) -> Iterator[tuple]:
 def random_value(rng: random.Random, old: Any = None) -> Any:
     """Return a value in place of an old one, often of the same type: most of the others end at the parser."""
     if rng.random() < 0.6:
+        if isinstance(old, int | float) and rng.random() < 0.5:
+            return rng.choice([old, old + 1, 2 * old])  # which most settings take, so that what comes later is reached
         if isinstance(old, int | float):
             numbers = [0, 1, 2, 3, 7, -1, 0.5, 1e-9, 1e30, 10**9, 2**63, float("nan"), float("inf"), True, False, old]
             return rng.choice(numbers)

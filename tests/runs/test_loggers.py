@@ -109,7 +109,7 @@ def test_without_its_package_a_documented_logger_is_one_line(
     arguments = command(tiny_llama, tmp_path / "runs", f"--config={tmp_path / 'logger.yaml'}")
     status, printed = run_here(monkeypatch, capsys, arguments)
     assert status == 2
-    assert f"  - the Python package {package}: pip install {package}\n" in printed
+    assert f"this machine lacks the Python package {package}: pip install {package}. " in printed
     assert not (tmp_path / "runs").exists()
 
 

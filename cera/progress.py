@@ -69,5 +69,5 @@ class StatusBar(tqdm):
 
 
 def progress(items: Iterable[Any], what: str, unit: str = "it") -> Iterable[Any]:
-    """Return an iterable over the items that shows on standard error how far it is, unless there are none."""
-    return items if items == [] else StatusBar(items, what, unit)
+    """Return an iterable over the items that shows on standard error how far it is."""
+    return StatusBar(items, what, unit)

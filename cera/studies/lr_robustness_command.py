@@ -16,7 +16,7 @@ from cera.cli.outputs import check_output, check_outputs
 from cera.cli.paths import user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
-from cera.progress import progress
+from cera.progress import StatusBar
 from cera.runs.finished import FinishedRun
 from cera.studies.lr_robustness import (
     Robustness,
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 def _run(options: argparse.Namespace) -> None:
     check_outputs(options, "out")
     path, out = options.path, options.out or options.path / "lr_robustness.png"
-    studies = find_studies(path, partial(progress, what="reading runs", unit="run"))
+    studies = find_studies(path, partial(StatusBar, what="reading runs", unit="run", leave=False))
     for index, runs in enumerate(studies, start=1):
         results = robustness_by_adapter(runs).values()
         target = out if index == 1 else out.with_stem(f"{out.stem}-{index}")

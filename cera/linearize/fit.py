@@ -94,16 +94,7 @@ def linearize(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{field} must be a positive integer, got {value!r}.")
     config = _checked_config(model, adapter)
-    fit_batches = list(data)  # token ids are small; activations are not
-    if held_out is None:
-        held_out = fit_batches[::HOLD_OUT_EVERY]
-        fit_batches = [batch for i, batch in enumerate(fit_batches) if i % HOLD_OUT_EVERY]
-    held_out = list(held_out)
-    if not fit_batches or not held_out:
-        raise ValueError(
-            f"There are {len(fit_batches)} batches to fit to and {len(held_out)} to hold out; at least one of each is "
-            "required."
-        )
+    fit_batches, held_out = _split(data, held_out)
     updates = [
         LayerUpdate(base_name(name), layer, adapter)
         for name, layer in model.named_modules()
@@ -131,6 +122,21 @@ def linearize(
     return Linearization(
         layers, lora_config(model, config, layers, transposed), saved_modules(model, adapter), groups[0][1]
     )
+
+
+def _split(data: Iterable[Batch], held_out: Iterable[Batch] | None) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches to fit to and those to measure on; see ``linearize``."""
+    fit_batches = list(data)  # token ids are small; activations are not
+    if held_out is None:
+        held_out = fit_batches[::HOLD_OUT_EVERY]
+        fit_batches = [batch for i, batch in enumerate(fit_batches) if i % HOLD_OUT_EVERY]
+    held_out = list(held_out)
+    if not fit_batches or not held_out:
+        raise ValueError(
+            f"There are {len(fit_batches)} batches to fit to and {len(held_out)} to hold out; at least one of each is "
+            "required."
+        )
+    return fit_batches, held_out
 
 
 def can_linearize(config: PeftConfig) -> bool:

@@ -1,16 +1,20 @@
-"""Tries foreign code, such as a chat template, in a child process with limits of time and memory.
+"""Bounds foreign code, such as a chat template: a trial in a child process, and a limit of time in this one.
 
-Nothing within a process ends a computation such as ``9**9**9``, and a template may hold one.
+Nothing within a process ends a computation such as ``9**9**9``, and a template may hold one, so a trial comes first.
+What loops for some contents only is ended by the limit.
 """
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 CPU_SECONDS = 10
-"""Maximum processor time of a trial."""
+"""Maximum processor time of a trial, and of a block within ``time_limit``."""
 
 WALL_SECONDS = 60
 """Maximum duration of a trial."""
@@ -40,6 +44,29 @@ def why_unbounded(work: Callable[[], object]) -> str | None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return f"did not end within {WALL_SECONDS} s"
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    """Raise ``TimeoutError`` in a block that takes more than ``CPU_SECONDS`` of this process's processor time.
+
+    It ends loops of Python code, not one long operation in C. Where there are no such timers, and in another thread
+    than the main one, it does nothing.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGPROF, _raise_timeout)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
+
+
+def _raise_timeout(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"it did not end within {CPU_SECONDS} s of processor time")
 
 
 def _run_and_exit(work: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from cera.data.bounded import why_unbounded
+from cera.data.bounded import time_limit, why_unbounded
 from cera.data.rows import describe, shorten
 
 Message = dict[str, str]
@@ -97,10 +97,11 @@ def render(tokenizer: Any, messages: list[Message], add_generation_prompt: bool 
         add_generation_prompt: Whether to end with what precedes an answer.
 
     Raises:
-        ConversationError: The template refuses the conversation, or fails on it.
+        ConversationError: The template refuses the conversation, fails on it, or does not end.
     """
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        with time_limit():
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except jinja2.TemplateSyntaxError as error:
         raise ConversationError(f"the chat template is not valid in line {error.lineno}: {_line(error)}") from error
     except jinja2.TemplateError as error:

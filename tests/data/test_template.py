@@ -2,6 +2,7 @@
 
 import copy
 import re
+import signal
 import time
 
 import pytest
@@ -63,6 +64,19 @@ def test_a_template_that_does_not_end_is_refused_in_bounded_time(tokenizer, monk
     with pytest.raises(TemplateError, match=reason):
         prepare_template(tokenizer)
     assert time.monotonic() - start < 30
+
+
+def test_a_template_that_does_not_end_for_one_content_fails_on_that_conversation(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(bounded, "CPU_SECONDS", 0.3)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% set m = messages[0] %}{{ m.role + m.content }}{% if m.content == 'Loop' %}LOOP{% endif %}"
+    tokenizer = with_template(tokenizer, template.replace("LOOP", loop))
+    before = signal.getsignal(signal.SIGPROF)
+    with pytest.raises(ConversationError, match=r"did not end within 0\.3 s"):
+        render(tokenizer, [{"role": "user", "content": "Loop"}])
+    assert render(tokenizer, [{"role": "user", "content": "Go"}]) == "userGo"
+    assert signal.getitimer(signal.ITIMER_PROF)[0] == 0
+    assert signal.getsignal(signal.SIGPROF) == before
 
 
 def test_a_tokenizer_without_a_template_needs_a_token_to_end_answers_with(tokenizer) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from cera.data import ChatData
 from cera.data.template import prepare_template
 from cera.runs.adapter_settings import sort_sets
 from cera.runs.base_source import hub_id
@@ -66,14 +67,15 @@ class AdapterFile(Callback):
 
     def _card(self, trainer: Trainer, pl_module: Any) -> ModelCard:
         """Return the model card, from the run's settings and ``metrics.csv`` alone: a resumed run has the same."""
-        dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        data: ChatData = trainer.datamodule  # type: ignore[attr-defined]  # which Lightning does not declare
+        dataset = data.dataset
         on_hub = hub_id(dataset.path) if dataset.data_files is None else None
         results = {
             f"perplexity of held-out answers, {'base alone' if step == 0 else f'after {step} steps'}": f"{value:.4f}"
             for step, value in _first_and_last(curve(self.run_dir / METRICS, "val/perplexity"))
         }
         datasets = () if on_hub is None else (on_hub,)
-        recipe = {"data": " ".join((type(dataset).__name__, *datasets)), **_recipe(trainer, pl_module)}
+        recipe = {"data": " ".join((type(dataset).__name__, *datasets)), **_recipe(trainer, pl_module, data)}
         return ModelCard(pl_module.model.peft_config["default"], pl_module.base, recipe, results, datasets)
 
 
@@ -82,9 +84,8 @@ def _first_and_last(validations: dict[int, float]) -> list[tuple[int, float]]:
     return [(step, validations[step]) for step in sorted({0, max(validations, default=0)} & validations.keys())]
 
 
-def _recipe(trainer: Trainer, pl_module: Any) -> dict[str, str]:
+def _recipe(trainer: Trainer, pl_module: Any, data: ChatData) -> dict[str, str]:
     """Return how the adapter is trained, by the names that a model card has for it."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     rows = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     betas = ", ".join(f"{beta:g}" for beta in pl_module.betas)
     kind = f"packed rows of {data.max_length}" if data.packing else f"conversations of at most {data.max_length}"

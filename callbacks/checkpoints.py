@@ -51,7 +51,8 @@ class Checkpoints(Callback, StepHooks):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Follow the steps of the fit."""
         if stage == "fit":
-            install_loops(trainer).follow(self, self.resumed.left_out if self.resumed is not None else ())
+            self._loop = install_loops(trainer)
+            self._loop.follow(self, self.resumed.left_out if self.resumed is not None else ())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle SIGINT and SIGTERM during training."""
@@ -74,8 +75,7 @@ class Checkpoints(Callback, StepHooks):
             return  # within an accumulation
         self._last_step, self._left_out = trainer.global_step, to_do
         self._stop_if_asked(trainer)
-        last = trainer.should_stop and trainer.fit_loop._can_stop_early
-        if last or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+        if self._loop.stops_early or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer)
 
     def on_validation_batch_end(

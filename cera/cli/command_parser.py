@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import NoReturn
 
-from cera.cli.similar import closest
+from cera.cli.similar import closest, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -31,5 +31,5 @@ class CommandParser(argparse.ArgumentParser):
         """Print the message with what was meant, and exit."""
         unknown = re.search(r"unrecognized arguments: (-\S+)", message)
         near = closest(unknown[1].partition("=")[0], self._option_string_actions) if unknown else []
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"`{self.prog} --help` explains the command."
+        hint = did_you_mean(near, f"`{self.prog} --help` explains the command.")
         self.exit(2, f"error: {message}. {hint}\n")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cera import __version__
-from cera.cli.similar import closest
+from cera.cli.similar import closest, did_you_mean
 from cera.extras import extra_of, missing
 from cera.runs.signals import exit_at_interrupt
 
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         if arguments and not arguments[0].startswith("-"):
-            print(f"error: there is no command {arguments[0]!r}. {_hint(arguments[0])}", file=sys.stderr)
+            hint = did_you_mean(closest(arguments[0], COMMANDS), f"There are {', '.join(COMMANDS)}.")
+            print(f"error: there is no command {arguments[0]!r}. {hint}", file=sys.stderr)
             return 2
         _parser().parse_args(arguments or ["--help"])  # which exits
         return 2
@@ -102,11 +103,6 @@ def _import_modules(arguments: list[str]) -> list[str]:
     for module in options.modules:
         importlib.import_module(module)
     return others
-
-
-def _hint(name: str) -> str:
-    near = closest(name, COMMANDS)
-    return f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(COMMANDS)}."
 
 
 def _parser() -> argparse.ArgumentParser:

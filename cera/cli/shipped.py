@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from cera.cli.paths import user_path
-from cera.cli.similar import closest
+from cera.cli.similar import closest, did_you_mean
 
 FOLDER = Path(__file__).parent.parent / "configs"
 NAME = re.compile(r"cera:/{1,2}(?P<name>.*)")  # a Path has made one slash of two
@@ -30,8 +30,7 @@ def configuration_file(path: str | Path) -> Path:
     name = match["name"].removesuffix(".yaml")
     names = shipped_configurations()
     if name not in names:
-        near = closest(name, names)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
+        hint = did_you_mean(closest(name, names), f"There are {', '.join(names)}.")
         raise ValueError(f"the package has no configuration cera://{name}. {hint}")
     return FOLDER / f"{name}.yaml"
 
@@ -45,11 +44,10 @@ def similar_files(path: Path) -> str:
     """Return a hint at a configuration of the package, or a file beside ``path``, of a similar name; or nothing."""
     shipped = shipped_configurations()
     if path.stem in shipped:
-        return f"Did you mean cera://{path.stem}?"
+        return did_you_mean([f"cera://{path.stem}"])
     beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     near = [str(path.parent / name) for name in closest(path.name, beside)]
-    near = near or [f"cera://{name}" for name in closest(path.stem, shipped)]
-    return f"Did you mean {' or '.join(near)}?" if near else ""
+    return did_you_mean(near or [f"cera://{name}" for name in closest(path.stem, shipped)])
 
 
 def argument_with_file(argument: str) -> str:

@@ -1,7 +1,7 @@
-"""Similar words, for suggestions."""
+"""Similar words, and how a message suggests them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 CERTAIN = 0.9
 """Similarity from which on a word can hardly be another."""
@@ -18,3 +18,8 @@ def closest(word: str, options: Iterable[str], cutoff: float = 0.6) -> list[str]
     if matches and difflib.SequenceMatcher(None, matches[0], word).ratio() >= CERTAIN:
         return matches[:1]
     return matches
+
+
+def did_you_mean(near: Sequence[str], otherwise: str = "") -> str:
+    """Return the question which of ``near`` was meant, or ``otherwise`` if there is none."""
+    return f"Did you mean {' or '.join(near)}?" if near else otherwise

@@ -14,7 +14,7 @@ from pathlib import Path
 from cera.adapters import BranchConfig
 from cera.adapters.register import COUNTERPARTS
 from cera.cli.shipped import FOLDER, similar_files
-from cera.cli.similar import closest
+from cera.cli.similar import closest, did_you_mean
 
 R = "model.adapter.init_args.r"
 ELSEWHERE = {
@@ -88,7 +88,7 @@ def _option_hint(argument: str, known: list[str]) -> str:
     dashes = "--" if argument.startswith("--") else ""
     key = argument.lstrip("-").partition("=")[0].replace("-", "_")
     if near := similar_keys(key, known):
-        return f"Did you mean {' or '.join(dashes + name for name in near)}?"
+        return did_you_mean([dashes + name for name in near])
     siblings = [name for name in known if "." in key and name.rpartition(".")[0] == key.rpartition(".")[0]]
     return f"There are {', '.join(siblings)}." if siblings else "`--help` and `--print_config` list all."
 
@@ -112,9 +112,8 @@ def _positional_hint(argument: str) -> str:
     if path.suffix in (".yaml", ".yml"):
         shipped = path.is_relative_to(FOLDER)
         name = f"cera://{path.relative_to(FOLDER).with_suffix('')}" if shipped else argument
-        return f"Did you mean --config {name}?"
-    near = closest(argument, ("fit", "validate", "test", "predict"))
-    return f"Did you mean {' or '.join(near)}?" if near else ""
+        return did_you_mean([f"--config {name}"])
+    return did_you_mean(closest(argument, ("fit", "validate", "test", "predict")))
 
 
 def _argument_of_class(message: str) -> str | None:
@@ -127,8 +126,8 @@ def _argument_of_class(message: str) -> str | None:
         return f"{message}. Use {COUNTERPARTS[match[2]]}."
     near = [name.removeprefix("model.adapter.init_args.") for name in similar_keys(match[2], fields)]
     near = [name for name in near if name in fields]
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    return f"{message}. {hint}It takes {', '.join(fields)}."
+    parts = [f"{message}.", did_you_mean(near), f"It takes {', '.join(fields)}."]
+    return " ".join(filter(None, parts))
 
 
 def _class_path(message: str) -> str | None:
@@ -144,8 +143,7 @@ def _class_path(message: str) -> str | None:
     by_name = {known.rpartition(".")[2].lower(): known for known in subclass_paths(import_class(CLASSES[key[2]]))}
     wanted = path.rpartition(".")[2].lower()
     near = [by_name[match] for match in closest(wanted, by_name) or [name for name in by_name if wanted in name]]
-    hint = f"Did you mean {' or '.join(near)}?" if near else "A class path is MODULE.CLASS."
-    return f"{key[1]}: there is no class {path}. {hint}"
+    return f"{key[1]}: there is no class {path}. {did_you_mean(near, 'A class path is MODULE.CLASS.')}"
 
 
 def _file(message: str) -> str | None:

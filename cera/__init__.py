@@ -4,24 +4,28 @@ Importing this package makes CeRA a PEFT method like any other (``peft.get_peft_
 """
 
 import logging
+from contextlib import nullcontext
+
+from cera.runs.signals import exit_at_interrupt, is_command
 
 _bitsandbytes = logging.getLogger("bitsandbytes")
 _level = _bitsandbytes.level
 _bitsandbytes.setLevel(logging.ERROR)  # it logs missing optional CPU kernels when PEFT imports it
 
-from cera.adapters import (
-    CeraConfig,
-    CeraLayer,
-    CeraModel,
-    HoulsbyConfig,
-    HoulsbyModel,
-    ModuleLayer,
-    ParallelConfig,
-    ParallelModel,
-    bottleneck_for,
-    register_adapter,
-)
-from cera.linearize import Linearization, linearize
+with exit_at_interrupt() if is_command() else nullcontext():  # these imports take seconds
+    from cera.adapters import (
+        CeraConfig,
+        CeraLayer,
+        CeraModel,
+        HoulsbyConfig,
+        HoulsbyModel,
+        ModuleLayer,
+        ParallelConfig,
+        ParallelModel,
+        bottleneck_for,
+        register_adapter,
+    )
+    from cera.linearize import Linearization, linearize
 
 _bitsandbytes.setLevel(_level)
 

@@ -1,7 +1,7 @@
 """Bounds foreign code, such as a chat template: a trial in a child process, and a limit of time in this one.
 
-Nothing within a process ends a computation such as ``9**9**9``, and a template may hold one, so a trial comes first.
-What loops for some contents only is ended by the limit.
+Nothing within a process goes on after a computation such as ``9**9**9``, and a template may hold one, so a trial comes
+first. What loops for some contents only is ended by the limit.
 """
 
 import os
@@ -50,18 +50,20 @@ def why_unbounded(work: Callable[[], object]) -> str | None:
 def time_limit() -> Iterator[None]:
     """Raise ``TimeoutError`` in a block that takes more than ``CPU_SECONDS`` of this process's processor time.
 
-    It ends loops of Python code, not one long operation in C. Where there are no such timers, and in another thread
-    than the main one, it does nothing.
+    One long operation in C cannot be left by an exception: after twice this time the kernel ends the process, with the
+    signal SIGVTALRM. Where there are no such timers, and in another thread than the main one, it does nothing.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = signal.signal(signal.SIGPROF, _raise_timeout)
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * CPU_SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_VIRTUAL):
+            signal.setitimer(timer, 0)
         signal.signal(signal.SIGPROF, previous)
 
 

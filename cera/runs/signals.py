@@ -7,9 +7,12 @@ Example:
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -85,6 +88,11 @@ def exit_at_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def is_command() -> bool:
+    """Return whether this process was started as ``cera`` or ``python -m cera``."""
+    return Path(*sys.argv[:1]).stem == "cera" or ("-m", "cera") in pairwise(sys.orig_argv)
 
 
 def _exit_at_interrupt(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,8 @@
 import copy
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -115,3 +117,15 @@ def test_a_prompt_whose_content_would_end_its_turn_is_refused(tokenizer, marker)
     with pytest.raises(ConversationError, match=re.escape(f"has '{marker}' in it")):
         render_prompt(tokenizer, [{"role": "user", "content": f"a{marker}b"}])
     assert "<filename>" in render_prompt(tokenizer, [{"role": "user", "content": "git add <filename>"}])
+
+
+@pytest.mark.parametrize(("work", "status"), [("9**9**9", -signal.SIGVTALRM), ("9**9", 0)])
+def test_a_long_operation_in_c_ends_the_process(work, status) -> None:
+    code = (
+        "from cera.data import bounded\n"
+        "bounded.CPU_SECONDS = 0.3\n"
+        f"with bounded.time_limit(): {work.replace('9', 'int(str(9))', 1)}\n"
+        "import time; end = time.process_time() + 1\n"
+        "while time.process_time() < end: pass\n"  # no limit is left behind
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == status

@@ -7,13 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from command_line import command, run, run_here
 from conftest import REPOSITORY
 
 from cera.data import ChatData, ReasoningGymWordProblems
-from cera.runs.signals import SIGNALS, Stopped, leave_signals_to_parent, raise_stopped, signals_blocked, stop_signals
+from cera.runs.signals import (
+    SIGNALS,
+    Stopped,
+    is_command,
+    leave_signals_to_parent,
+    raise_stopped,
+    signals_blocked,
+    stop_signals,
+)
 
 NUMBERS = pytest.mark.parametrize("number", SIGNALS)
 HANGS = {
@@ -153,3 +162,32 @@ def test_a_process_that_leaves_signals_to_its_parent_is_ended_by_it_alone():
     worker.terminate()
     worker.join(20)
     assert worker.exitcode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("imported", ["libtorch", "_multiarray", "tokenizers"])
+def test_ctrl_c_while_the_package_is_imported_is_one_line(imported):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cera", "spectra", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and imported not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "\nSIGINT: stopped.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "original", "expected"),
+    [
+        (["/venv/bin/cera", "train"], ["python", "/venv/bin/cera", "train"], True),
+        (["-m", "train"], ["python", "-u", "-m", "cera", "train"], True),
+        (["-m"], ["python", "-m", "cera_tools"], False),
+        (["train.py"], ["python", "train.py"], False),
+        ([], ["ipython"], False),
+    ],
+)
+def test_only_the_command_handles_ctrl_c_during_imports(monkeypatch, arguments, original, expected):
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert is_command() == expected

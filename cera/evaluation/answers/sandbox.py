@@ -9,7 +9,8 @@ next worker is forked from the warm keeper in milliseconds. Neither is forked fr
 devices there do not matter.
 
 Each process is watched by the one above it: the keeper ends a worker that does not answer in time, and the caller ends
-a keeper that does not. A call whose process was stopped or ended from outside is repeated; no verdict comes of it.
+a keeper that does not. A call whose process crashed, was stopped or was ended from outside is repeated, and then an
+error; no verdict comes of it.
 """
 
 import atexit
@@ -41,7 +42,7 @@ START_SECONDS = 100.0
 """Wall-clock time in which a keeper must have imported and warmed up the function."""
 
 ATTEMPTS = 3
-"""Number of times that a call is made whose process is stopped or ends for no reason of the sandbox's own."""
+"""Number of times that a call is made whose process crashes, is stopped or is ended from outside."""
 
 MEMORY = 1 << 29
 """Address space of the worker in bytes, of which sympy takes an eighth."""
@@ -63,7 +64,7 @@ Function = Callable[[str, str], bool]
 
 
 class SandboxError(RuntimeError, OSError):
-    """The process of a sandbox cannot be started, or is stopped or ended from outside again and again."""
+    """The process of a sandbox cannot be started, or crashes, is stopped or is ended from outside again and again."""
 
 
 class Sandbox:
@@ -88,11 +89,11 @@ class Sandbox:
         os.register_at_fork(after_in_child=self._forget)
 
     def check(self, a: str, b: str) -> bool:
-        """Return what the function returns; False if it raises, exceeds a limit, or crashes its process each time.
+        """Return what the function returns; False if it raises or exceeds a limit.
 
         Raises:
-            SandboxError: The keeper cannot be started, or a process was stopped or ended from outside in each of
-                ``ATTEMPTS`` attempts, which no input causes.
+            SandboxError: The keeper cannot be started, or a process crashed, was stopped or was ended from outside in
+                each of ``ATTEMPTS`` attempts.
         """
         call, answer = json.dumps([a, b]), ""
         with self._lock:
@@ -100,11 +101,13 @@ class Sandbox:
                 answer = self._ask(call)
                 if answer in VERDICTS:
                     return VERDICTS[answer]
-        if answer == "crashed":
-            return False
+        if answer.startswith("crashed"):
+            reason = f"it crashes for {_shorten(a)} and {_shorten(b)}"
+        else:
+            reason = "something outside stops or ends it, such as a machine without free memory"
         raise SandboxError(
-            f"The process for {self.file.name} did not finish a call in {ATTEMPTS} attempts (the last one: {answer}); "
-            "something outside stops or ends it, such as a machine without free memory."
+            f"The process for {self.file.name} did not finish a call in {ATTEMPTS} attempts (the last one: {answer}): "
+            f"{reason}."
         )
 
     def close(self) -> None:
@@ -162,6 +165,11 @@ class Sandbox:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _shorten(text: str) -> str:
+    """Return a Python literal of the text, or of its beginning."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def _exchange(connection: socket.socket, line: str, seconds: float) -> str:
@@ -224,7 +232,7 @@ class _Worker:
         other.close()
 
     def ask(self, call: str, seconds: float) -> str:
-        """Return ``true`` or ``false``, or what became of the process: ``overrun``, ``crashed``, or in words."""
+        """Return ``true`` or ``false``, or what became of the process: ``overrun``, or in words."""
         try:
             if answer := _exchange(self.connection, call, seconds):
                 return answer
@@ -240,7 +248,10 @@ class _Worker:
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if code in (-signal.SIGPROF, OUT_OF_MEMORY):
             return "overrun"
-        return "crashed" if code >= 0 or code in FAULTS else f"the worker was ended by {signal.Signals(-code).name}"
+        if code >= 0:
+            return f"crashed with status {code}"
+        name = signal.Signals(-code).name
+        return f"crashed by {name}" if code in FAULTS else f"the worker was ended by {name}"
 
 
 def _work(function: Function, keeper: socket.socket) -> NoReturn:

@@ -30,6 +30,7 @@ def sandbox(tmp_path):
         "    if a == 'fill': [bytearray(1 << 20) for _ in range(1 << 20)]\n"
         "    if a == 'recursion': return check(a, b)\n"
         "    if a == 'crash': os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    if a == 'abort': os.abort()\n"
         "    if a == 'exit': os._exit(0 if b else 7)\n"
         "    if a == 'modules': return b in sys.modules\n"
         "    if a.startswith('SIG'):\n"  # SIGNAL TIMES: sends itself that signal in the first calls
@@ -46,12 +47,25 @@ def sandbox(tmp_path):
     sandbox.close()
 
 
-@pytest.mark.parametrize("misbehaviour", ["loop", "c", "memory", "fill", "recursion", "crash", "exit"])
+@pytest.mark.parametrize("misbehaviour", ["loop", "c", "memory", "fill", "recursion"])
 def test_a_function_that_misbehaves_is_false_and_the_next_call_is_answered(sandbox, misbehaviour):
     for _ in range(2):
         assert not sandbox.check(misbehaviour, "")
         assert sandbox.check("é\n\u2028", "é\n\u2028")
         assert not sandbox.check("1", "2")
+
+
+@pytest.mark.parametrize(("misbehaviour", "end"), [("crash", "by SIGSEGV"), ("abort", "by SIGABRT"), ("exit", "with")])
+def test_a_function_that_crashes_its_process_each_time_is_an_error_and_no_verdict(sandbox, misbehaviour, end):
+    for _ in range(2):
+        with pytest.raises(SandboxError, match=f"in {ATTEMPTS} attempts .*crashed {end}.* crashes for '{misbehaviour}'"):
+            sandbox.check(misbehaviour, "")
+        assert sandbox.check("1", "1")
+        assert not sandbox.check("1", "2")
+
+
+def test_a_crash_that_does_not_happen_again_makes_no_verdict_and_no_error(sandbox, tmp_path):
+    assert sandbox.check("SIGSEGV 1", str(tmp_path / "calls"))
 
 
 def test_the_process_imports_neither_torch_nor_the_packages_around_the_answers(sandbox):

@@ -9,6 +9,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from cera.data.datamodule import Question
+from cera.data.layout import end_of_turn
 from cera.models.generate import generate
 from cera.runs.files import replacing
 from cera.runs.loggers import tensorboard_loggers
@@ -51,7 +52,8 @@ class GenerationSamples(Callback):
             return
         step, model, tokenizer = trainer.global_step, pl_module.model, pl_module.tokenizer
         # on every rank: under ZeRO-3 a forward needs all of them
-        answers = [generate(model, tokenizer, question.prompt, self.max_new_tokens) for question in self._questions]
+        ends = end_of_turn(tokenizer)
+        answers = [generate(model, tokenizer, q.prompt, self.max_new_tokens, ends) for q in self._questions]
         if not trainer.is_global_zero:
             return
         records = [

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from cera.callbacks.progress import Progress
 from cera.callbacks.run_record import trainable_parameters
+from cera.data.layout import end_of_turn
 from cera.models.generate import generate
 from cera.runs.loggers import MetricsCSV
 
@@ -78,9 +79,10 @@ class Summary(Callback):
         question = next(trainer.datamodule.questions(), None)  # type: ignore[attr-defined]
         if question is None:
             return []
+        arguments = (module.model, module.tokenizer, question.prompt, self.max_new_tokens, end_of_turn(module.tokenizer))
         with module.model.disable_adapter():
-            before = generate(module.model, module.tokenizer, question.prompt, self.max_new_tokens)
-        after = generate(module.model, module.tokenizer, question.prompt, self.max_new_tokens)
+            before = generate(*arguments)
+        after = generate(*arguments)
         parts = {"problem": question.problem, "reference": question.reference, "base": before, "adapter": after}
         return [f"\n--- {name} ---\n{text.strip()}" for name, text in parts.items()]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cera.data.rows import describe
-from cera.data.template import ConversationError, Message, TemplateError, render, squeezed
+from cera.data.template import ConversationError, Message, TemplateError, prepare_template, render, squeezed
 
 Span = tuple[int, int]
 """Start and end in characters."""
@@ -168,6 +168,23 @@ def additions(tokenizer: Any) -> list[str]:
         if added not in ("", tokenizer.bos_token):
             sentences.append(f"The chat template begins conversations {name} a system turn with {added!r}.")
     return sentences
+
+
+def end_of_turn(tokenizer: Any) -> set[int]:
+    """Return the id of the added token that the chat template writes after an answer, such as ``<|im_end|>``.
+
+    The tokenizer of a base model often names another end-of-sequence token than its own template's, with which no
+    answer of a model that was trained in this template would end. The set is empty without a template or such a token.
+    """
+    if tokenizer.chat_template is None:
+        return set()
+    try:
+        prepare_template(tokenizer)
+        ending = lay_out(tokenizer, ("user", "assistant")).frames[-1].ending or ""
+    except TemplateError:  # whoever renders with it says so
+        return set()
+    first = tokenizer(ending.lstrip(), add_special_tokens=False)["input_ids"][:1]
+    return set(first) & tokenizer.added_tokens_decoder.keys()
 
 
 class _Edges:

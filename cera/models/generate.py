@@ -7,7 +7,7 @@ Many prompts, sampling and batches are in ``cera.evaluation.generation``.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,9 @@ from transformers import GenerationConfig
 
 
 @torch.no_grad()  # not inference_mode: ZeRO-3 reuses the tensors that it gathers in a forward
-def generate(model: Any, tokenizer: Any, prompt: str | Tensor, max_new_tokens: int = 200) -> str:
+def generate(
+    model: Any, tokenizer: Any, prompt: str | Tensor, max_new_tokens: int = 200, ends: Collection[int] = ()
+) -> str:
     """Return the model's greedy continuation of one prompt.
 
     Args:
@@ -26,6 +28,7 @@ def generate(model: Any, tokenizer: Any, prompt: str | Tensor, max_new_tokens: i
         tokenizer: The model's tokenizer. Generation ends at its end-of-sequence token, or at one of the model's.
         prompt: Text already rendered with the chat template, or its token ids (n,).
         max_new_tokens: Maximum number of tokens to generate.
+        ends: Ids of further tokens at which generation ends, such as the chat template's end of a turn.
 
     Returns:
         The generated text, without the prompt and without special tokens.
@@ -41,7 +44,7 @@ def generate(model: Any, tokenizer: Any, prompt: str | Tensor, max_new_tokens: i
             f"The prompt has {len(tokens)} tokens, which leaves no room for max_new_tokens={max_new_tokens} "
             f"in the model's {positions} positions."
         )
-    ends = end_tokens(model, tokenizer)
+    all_ends = end_tokens(model, tokenizer) | set(ends)
     pad = tokenizer.pad_token_id
     ids = torch.tensor([tokens], device=next(model.parameters()).device)
     with generation_mode(model):
@@ -49,8 +52,8 @@ def generate(model: Any, tokenizer: Any, prompt: str | Tensor, max_new_tokens: i
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=min(ends, default=0) if pad is None else pad,
+            eos_token_id=sorted(all_ends) or None,
+            pad_token_id=min(all_ends, default=0) if pad is None else pad,
             use_cache=True,
         )
     return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)

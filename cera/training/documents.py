@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from cera.data.chat import IGNORE
+from cera.data.layout import end_of_turn
 from cera.models.generate import generate
 
 
@@ -22,9 +23,9 @@ def answers(model: Any, tokenizer: Any, batch: dict[str, Any], max_new_tokens: i
         For each document ``prompt`` (up to its first answer), ``answer`` (the model's) and ``reference`` (the
         dataset's first answer).
     """
-    records = []
+    records, ends = [], end_of_turn(tokenizer)
     for prompt, reference in prompts(batch):
-        answer = generate(model, tokenizer, prompt, max_new_tokens)
+        answer = generate(model, tokenizer, prompt, max_new_tokens, ends)
         text = tokenizer.decode(reference, skip_special_tokens=True)
         records.append({"prompt": tokenizer.decode(prompt), "answer": answer, "reference": text})
     return records

@@ -11,6 +11,7 @@ import pytest
 import templates
 
 from cera.data import ChatEncoder, TemplateError, bounded
+from cera.data.layout import end_of_turn
 from cera.data.template import ConversationError, prepare_template, render, render_prompt
 
 QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -131,3 +132,17 @@ def test_a_long_operation_in_c_ends_the_process(largest: int, status: int) -> No
     )
     process = subprocess.run([sys.executable, "-c", code, str(bounded.__file__)], timeout=60, check=False)
     assert process.returncode == status
+
+
+def test_the_end_of_a_turn_is_the_templates_whatever_the_tokenizer_names(tokenizer) -> None:
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer = with_template(tokenizer, tokenizer.chat_template)
+    tokenizer.eos_token = "<|endoftext|>"  # as in base models whose template is that of their instructed ones
+    assert end_of_turn(tokenizer) == {end} != {tokenizer.eos_token_id}
+    plain = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\\n' }}{% endfor %}"
+    assert end_of_turn(with_template(tokenizer, plain)) == set()
+    assert end_of_turn(with_template(tokenizer, "{{ raise_exception('no') }}")) == set()
+    tokenizer.chat_template = None
+    assert end_of_turn(tokenizer) == set()
+    prepare_template(tokenizer)  # the fallback's
+    assert end_of_turn(tokenizer) == {tokenizer.eos_token_id}

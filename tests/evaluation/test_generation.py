@@ -285,7 +285,7 @@ def test_a_stop_string_is_looked_for_in_the_answer_alone() -> None:
     assert (sample.tokens, sample.finished) == (place + 1, True)
 
 
-@pytest.mark.parametrize("whose", ["tokenizer", "model", "models list", "stop"])
+@pytest.mark.parametrize("whose", ["tokenizer", "model", "models list", "stop", "template"])
 def test_end_tokens_are_the_tokenizers_and_the_models(whose) -> None:
     model = build("llama")
     model.generation_config.eos_token_id = None
@@ -293,9 +293,14 @@ def test_end_tokens_are_the_tokenizers_and_the_models(whose) -> None:
     place = next(i for i in range(2, 9) if tokens[i] not in tokens[:i])
     end, stop, unused = tokens[place], [], next(token for token in range(1, 64) if token not in tokens)
     tokenizer = words(64, pad=0, end=end if whose == "tokenizer" else None)
-    if whose == "stop":
+    if whose in ("stop", "template"):
         tokenizer.add_special_tokens({"additional_special_tokens": [f"w{end}"]})
+    if whose == "stop":
         stop = [f"w{end}"]
+    elif whose == "template":
+        tokenizer.chat_template = "{% for m in messages %}{{ m.role ~ ' ' ~ m.content ~ ' END ' }}{% endfor %}"
+        tokenizer.chat_template += "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+        tokenizer.chat_template = tokenizer.chat_template.replace("END", f"w{end}")
     elif whose != "tokenizer":
         model.generation_config.eos_token_id = end if whose == "model" else [unused, end]
     prompts, keys = ["w9 w3", "w5 w6 w7 w8"], ["key", "longer"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from cera.data.layout import end_of_turn
 from cera.evaluation.generation.backend import Sample
 from cera.models.generate import end_tokens
 
@@ -47,7 +48,8 @@ class StopStrings(StoppingCriteria):
 def answer_ends(model: Any, tokenizer: Any, stop: Sequence[str]) -> set[int]:
     """Return the ids of the tokens that end an answer.
 
-    They include stop strings that are one special token, since special tokens never appear in the decoded text.
+    They include the chat template's end of a turn, and stop strings that are one special token, since special tokens
+    never appear in the decoded text.
 
     Args:
         model: A transformers causal language model.
@@ -55,7 +57,8 @@ def answer_ends(model: Any, tokenizer: Any, stop: Sequence[str]) -> set[int]:
         stop: The stop strings.
     """
     special = tokenizer.get_added_vocab()
-    return end_tokens(model, tokenizer) | {special[string] for string in stop if string in special}
+    stop_tokens = {special[string] for string in stop if string in special}
+    return end_tokens(model, tokenizer) | end_of_turn(tokenizer) | stop_tokens
 
 
 def cut_sample(tokens: list[int], ends: set[int], stop: Sequence[str], tokenizer: Any) -> Sample:

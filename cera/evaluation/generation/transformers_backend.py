@@ -29,7 +29,8 @@ class TransformersBackend:
     Args:
         model: A causal language model, with or without PEFT adapters. It is in eval mode while a batch is computed and
             in its own mode between batches.
-        tokenizer: Its tokenizer. An answer ends at the tokenizer's end-of-sequence token, or at one of the model's.
+        tokenizer: Its tokenizer. An answer ends at its end-of-sequence token, at one of the model's, or at its chat
+            template's end of a turn.
         batch_size: Number of sequences that are generated at a time.
         progress: Show how many tokens of each batch are generated.
 

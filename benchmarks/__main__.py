@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.harness import RESULTS, ratio_table, save
+from benchmarks.harness import RESULTS, ratio_table, result_file, save
 from benchmarks.process import BenchmarkError
 from cera.cli.paths import user_path
 
@@ -21,19 +21,29 @@ NAMES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status: 2 if a benchmark cannot run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("name", choices=[*NAMES, "all", "report"], help="a benchmark, all of them, or the report")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: all in under ten minutes")
     parser.add_argument(
         "--results", type=user_path, default=RESULTS, help="folder of the JSON files (default: %(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     options = parser.parse_args(arguments)
     if options.name == "report":
         if options.quick:
             parser.error("the report only takes full results: leave out --quick")
         return report(options.results)
-    results = []
     names = list(NAMES) if options.name == "all" else [options.name]
+    files = [result_file(name, options.quick, options.results) for name in names]
+    if not options.overwrite and (existing := [str(file) for file in files if file.exists()]):
+        print(f"error: {', '.join(existing)} exists already; give other --results, or --overwrite.", file=sys.stderr)
+        return 2
+    results = []
     for name in names:
         start = time.perf_counter()
         print(f"{name}: running", file=sys.stderr, flush=True)

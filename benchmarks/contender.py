@@ -219,7 +219,9 @@ def main() -> None:
 
     With ``--profile``, which contenders of ``train.py`` accept, write the records of ``OperationClock`` instead.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--base", required=True)
     parser.add_argument("--data", required=True)

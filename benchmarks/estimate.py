@@ -174,7 +174,9 @@ def prepare(module: CausalLM, precision: str) -> Any:
 
 def main() -> None:
     """Run one step, and write the memory of the model, its training state and the step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--base", required=True)
     parser.add_argument("--out", type=Path, required=True)

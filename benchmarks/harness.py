@@ -115,17 +115,22 @@ def _short(ratio: float) -> str:
 
 
 def save(result: Result, quick: bool, folder: Path = RESULTS) -> Path:
-    """Write a result and the environment to ``NAME.json``, or to ``NAME.quick.json``, and return the path."""
+    """Write a result and the environment to ``result_file``, and return the path."""
     rows = [
         {**asdict(row), "goal": str(row.goal or ""), "median": row.median, "spread": row.spread, "reached": row.reached}
         for row in result.rows
     ]
     content = {**asdict(result), "rows": rows, "quick": quick, "environment": environment()}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.name}{'.quick' if quick else ''}.json"
+    path = result_file(result.name, quick, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def result_file(name: str, quick: bool, folder: Path) -> Path:
+    """Return the file of a benchmark's result: ``NAME.json``, or ``NAME.quick.json``."""
+    return folder / f"{name}{'.quick' if quick else ''}.json"
 
 
 def environment() -> dict[str, Any]:

@@ -93,7 +93,9 @@ def loss(way: str, module: CausalLM, batch: dict[str, Tensor]) -> Tensor:
 
 def main() -> None:
     """Run one forward and backward pass, and write the peak growth in memory and the loss."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("way", choices=["ours", "full"])
     parser.add_argument("--vocabulary", type=int, default=StepSize.vocabulary)
     parser.add_argument("--rows", type=int, default=StepSize.rows)

@@ -67,7 +67,9 @@ def run(quick: bool) -> Result:
 
 def main() -> None:
     """Compare both methods, and print median times, the range of the ratio, and the largest difference."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--features", type=int, default=4096)
     parser.add_argument("--rank", type=int, default=128)

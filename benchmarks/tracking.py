@@ -76,7 +76,9 @@ def train_tracked(interval: int, steps: int, out: Path, options: Sequence[str]) 
 
 def main() -> None:
     """Train, and write the records of ``TrackerClock`` to ``--out``; further arguments are those of ``train.py``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--interval", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -55,7 +55,9 @@ def screenshots(runs: Path, pictures: Path) -> None:
 
 def main() -> None:
     """Train the missing runs, then draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "pictures")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "pictures")
     options = parser.parse_args()

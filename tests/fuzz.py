@@ -97,7 +97,9 @@ def wrong_form(error: str) -> str:
 
 def main() -> int:
     """Fuzz the kinds, and print the number of their inputs by outcome and each failure; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--count", type=int, default=2000, help="number of inputs, over all kinds")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; may be given several times")

@@ -226,7 +226,9 @@ def last(run_dir: Path) -> str:
 
 def main() -> int:
     """Compare interrupted runs with an uninterrupted one; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--kills", type=int, default=200, help="number of kills")
     parser.add_argument("--kills_per_run", type=int, default=4, help="number of kills of one run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")

@@ -1,5 +1,6 @@
 """The command ``cera evaluate``."""
 
+import argparse
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from cera.cli.evaluation_table import evaluation_table
 from cera.cli.parser import ConfigurationParser
 from cera.cli.run_command import run_command
+from cera.cli.training_help import ShortHelp
 from cera.evaluation.evaluate import Evaluation, evaluate, prepare
 from cera.evaluation.generation import TransformersBackend
 from cera.evaluation.tasks import Task
@@ -26,14 +28,22 @@ DESCRIPTION = """Evaluate an adapter, or a base model alone, on a task.
     cera evaluate --config configs/eval_gsm8k.yaml --base HuggingFaceTB/SmolLM2-135M-Instruct
 
 Results go to eval/NAME in the run directory. The same command resumes an evaluation that was stopped.
+configs/eval_*.yaml name the tasks that come with the package; --evaluation.task.help CLASS explains one.
 """
+USAGE = "cera evaluate --config CONFIG (--adapter ADAPTER | --base BASE) [--KEY=VALUE ...]"
 DTYPES = ("bfloat16", "float16", "float32")
+
+
+class EvaluationHelp(ShortHelp, argparse.RawDescriptionHelpFormatter):
+    """Formats options as ``cera train`` does, and the description as it is written."""
 
 
 def build_parser() -> ConfigurationParser:
     """Return the parser of the command's arguments."""
     set_parsing_settings(subclasses_enabled=[Task])  # a dataclass, of which a configuration names a subclass
-    parser = ConfigurationParser(prog="cera evaluate", description=DESCRIPTION)
+    parser = ConfigurationParser(
+        prog="cera evaluate", usage=USAGE, description=DESCRIPTION, formatter_class=EvaluationHelp
+    )
     parser.add_config_option("Configuration with an `evaluation`.")
     parser.add_argument("--adapter", type=str | None, help="A run directory, or the directory of an adapter.")
     parser.add_argument("--base", type=str | None, help="The base model: alone, or in place of the adapter's own.")

@@ -91,7 +91,7 @@ def _converted(gguf: Path) -> Path:
         made.mkdir()
         for path in Path(folder).iterdir():
             if path != made:
-                shutil.move(path, made)
+                shutil.copyfile(path, made / path.name)  # which has the usual mode; safetensors makes private files
         try:
             made.rename(target)  # in one step: another process sees a whole directory or none
         except OSError:

@@ -206,3 +206,12 @@ def test_the_tracker_is_measured_at_each_validation(tiny_llama):
     assert len(result.details["steps"]) == 4
     assert all(seconds > 0 for seconds in result.details["tracking"])
     assert 0 < result.details["logged"] < 1
+
+
+def test_results_are_not_replaced_in_silence(tmp_path, capsys) -> None:
+    file = tmp_path / "layer.quick.json"
+    file.write_text("kept")
+    assert main(["layer", "--quick", f"--results={tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"error: {file} exists already; give other --results, or --overwrite.\n"
+    assert main(["all", "--quick", f"--results={tmp_path}"]) == 2
+    assert file.read_text() == "kept"

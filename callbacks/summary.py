@@ -79,7 +79,8 @@ class Summary(Callback):
         question = next(trainer.datamodule.questions(), None)  # type: ignore[attr-defined]
         if question is None:
             return []
-        arguments = (module.model, module.tokenizer, question.prompt, self.max_new_tokens, end_of_turn(module.tokenizer))
+        ends = end_of_turn(module.tokenizer)
+        arguments = (module.model, module.tokenizer, question.prompt, self.max_new_tokens, ends)
         with module.model.disable_adapter():
             before = generate(*arguments)
         after = generate(*arguments)

@@ -58,7 +58,8 @@ def test_a_function_that_misbehaves_is_false_and_the_next_call_is_answered(sandb
 @pytest.mark.parametrize(("misbehaviour", "end"), [("crash", "by SIGSEGV"), ("abort", "by SIGABRT"), ("exit", "with")])
 def test_a_function_that_crashes_its_process_each_time_is_an_error_and_no_verdict(sandbox, misbehaviour, end):
     for _ in range(2):
-        with pytest.raises(SandboxError, match=f"in {ATTEMPTS} attempts .*crashed {end}.* crashes for '{misbehaviour}'"):
+        message = f"in {ATTEMPTS} attempts .*crashed {end}.* crashes for '{misbehaviour}'"
+        with pytest.raises(SandboxError, match=message):
             sandbox.check(misbehaviour, "")
         assert sandbox.check("1", "1")
         assert not sandbox.check("1", "2")

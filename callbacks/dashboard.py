@@ -15,11 +15,14 @@ from cera.runs.settings import arguments, flat_settings
 from cera.spectral.figures import cumulative_energy_curves, effective_rank_map, spectral_signature
 from cera.spectral.files import Spectra
 from cera.spectral.layer_names import by_module
-from cera.spectral.measures import MEASURES
+from cera.spectral.measures import MEASURES, Measure
 
 Charts = dict[str, dict[str, list[Any]]]
 """Layout of the Custom Scalars tab: by category, then by title, the kind of chart and its tags."""
 
+
+PREFIXES = ("spectra", "spectra_centred")
+"""First parts of the metrics of the update, as it is and centred."""
 
 SHOWN_AS_OTHER = ("adapter.r", "data.dataset", "data.seed", "trainer.max_steps")
 """Settings that have a shorter name in the HParams tab."""
@@ -75,22 +78,31 @@ class Dashboard(Callback):
 
 def compared_metrics() -> list[str]:
     """Return the metrics in the HParams tab, which shows the last value of each for every run."""
-    return ["val/perplexity", *(f"spectra/{name}/mean" for name in MEASURES)]
+    return ["val/perplexity", *(f"{prefix}/{measure.name}/mean" for prefix in PREFIXES for measure in _detailed())]
 
 
 def charts() -> Charts:
     """Return the layout of the Custom Scalars tab. With ``tensorboard --logdir runs`` each chart has a line per run."""
     return {
         "Perplexity (held-out)": {"Validation perplexity": ["Multiline", ["val/perplexity"]]},
-        "Spectra of the update (paper Section 3.1)": {
-            **{measure.chart: ["Multiline", [f"spectra/{measure.name}/mean"]] for measure in MEASURES.values()},
-            "Effective rank by module": ["Multiline", [r"spectra/effective_rank/(?!mean).*"]],
-        },
+        "Spectra of the update (paper Section 3.1), not centred": _spectra_charts("spectra"),
+        "Spectra of the update, centred": _spectra_charts("spectra_centred"),
         "Training": {
             "Training loss": ["Multiline", ["train/loss"]],
             "Tokens per second": ["Multiline", ["throughput/tokens_per_second"]],
         },
     }
+
+
+def _spectra_charts(prefix: str) -> dict[str, list[Any]]:
+    return {
+        **{measure.chart: ["Multiline", [f"{prefix}/{measure.name}/mean"]] for measure in _detailed()},
+        "Effective rank by module": ["Multiline", [rf"{prefix}/effective_rank/(?!mean).*"]],
+    }
+
+
+def _detailed() -> list[Measure]:
+    return [measure for measure in MEASURES.values() if measure.detailed]
 
 
 def hyperparameters(module: Any, trainer: Any) -> dict[str, str | int | float]:

@@ -13,9 +13,11 @@ from torch import Tensor
 from cera.runs.files import replacing
 from cera.runs.loggers import log_now
 from cera.spectral.aggregate import metrics
+from cera.spectral.convention import Protocol, protocol_convention
 from cera.spectral.exact import GatherWeight, unpartitioned
 from cera.spectral.files import Quantity, Spectra, spectra_files
-from cera.spectral.recorder import NotRecordableError, SpectrumRecorder, batch_mask, describe_unmeasured
+from cera.spectral.recorder import NotRecordableError, SpectrumRecorder, describe_unmeasured
+from cera.spectral.sample import Tokens
 
 
 class SpectralTracker(Callback):
@@ -25,7 +27,8 @@ class SpectralTracker(Callback):
     by the batch's ``tokens`` or ``attention_mask``; other batches are measured in full.
 
     Each registered measure (``cera.spectral.measures``), such as ``effective_rank`` and ``auc_90``, is logged as a mean
-    over all adapted layers and per module under ``spectra/``, and per layer under ``spectra_by_layer/``; see
+    over all adapted layers and per module under ``spectra/``, and per layer under ``spectra_by_layer/``. These are not
+    centred; those of the update minus its mean over the tokens are under ``spectra_centred/``. See
     ``cera.spectral.aggregate.metrics``. ``spectra/cost`` is the tracker's share of the run's time so far. The singular
     values are written to ``spectra/step=N.safetensors`` in the trainer's ``default_root_dir``.
 
@@ -39,6 +42,10 @@ class SpectralTracker(Callback):
         every_n_steps: Measure the forward passes of every n-th training step instead, with the weights that these read.
             The model is then in training mode, so the effect of LoRA's dropout on the layer's input is in its spectrum;
             CeRA's latent is read before dropout.
+        protocol: A convention (``cera.spectral.convention.PROTOCOLS``) whose values are logged beside those of ours, as
+            ``spectra_authors/effective_rank/mean``. It decides the tokens, by default.
+        tokens: Which positions are measured: ``answer`` (those with a label), ``all`` that are no padding, or
+            ``with_padding``, which is little in packed batches. All values that are logged are of these.
 
     Attributes:
         history: Spectra by step, on the first rank: those of this process, and after a resume those before it.
@@ -52,6 +59,8 @@ class SpectralTracker(Callback):
         batches: int = 2,
         quantities: Sequence[Quantity] = ("update", "latent"),
         every_n_steps: int | None = None,
+        protocol: Protocol = "ours",
+        tokens: Tokens | None = None,
     ) -> None:
         if batches < 1:
             raise ValueError(f"SpectralTracker.batches must be at least 1, got {batches}.")
@@ -61,6 +70,18 @@ class SpectralTracker(Callback):
             )
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"SpectralTracker.every_n_steps must be at least 1, got {every_n_steps}.")
+        try:
+            convention = protocol_convention(protocol)
+        except ValueError as error:
+            raise ValueError(f"SpectralTracker.{error}") from error
+        if tokens not in (None, *get_args(Tokens)):
+            raise ValueError(f"SpectralTracker.tokens must be of {', '.join(get_args(Tokens))}, got {tokens}.")
+        if protocol != "ours" and tokens not in (None, convention.tokens):
+            raise ValueError(
+                f"SpectralTracker.tokens must be {convention.tokens} with protocol {protocol}, got {tokens}."
+            )
+        self.protocol: Protocol = protocol
+        self.tokens: Tokens = tokens or convention.tokens
         self.batches = batches
         self.quantities = quantities
         self.every_n_steps = every_n_steps
@@ -97,7 +118,7 @@ class SpectralTracker(Callback):
     ) -> None:
         """Record the first batches."""
         if self.every_n_steps is None and self._recorder is not None and batch_idx < self.batches:
-            self._recorder.attach(batch_mask(batch))
+            self._recorder.attach_batch(batch)
 
     def on_validation_batch_end(
         self,
@@ -123,7 +144,7 @@ class SpectralTracker(Callback):
         if self._recorder is None:
             self._reset(trainer, pl_module)
         if self._recorder is not None:
-            self._recorder.attach(batch_mask(batch))
+            self._recorder.attach_batch(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Stop recording before gradient checkpointing repeats the forward pass."""
@@ -156,7 +177,7 @@ class SpectralTracker(Callback):
         self._first_step = trainer.global_step
         self._recorder = None
         try:
-            recorder = SpectrumRecorder(pl_module, self.quantities, _gather_function(pl_module))
+            recorder = SpectrumRecorder(pl_module, self.quantities, _gather_function(pl_module), self.tokens)
         except NotRecordableError as error:
             rank_zero_warn(f"SpectralTracker measures nothing: {error}")
             return
@@ -187,7 +208,7 @@ class SpectralTracker(Callback):
         if trainer.is_global_zero and trainer.state.fn == "fit":  # `validate` leaves the run's spectra as they are
             self.history[spectra.step] = spectra
             _write(spectra, Path(trainer.default_root_dir) / "spectra")
-        logged = metrics(spectra)
+        logged = metrics(spectra, self.protocol)
         self._seconds += time.perf_counter() - start
         logged["spectra/cost"] = self._seconds / self._elapsed()
         return logged

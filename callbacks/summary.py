@@ -59,8 +59,14 @@ class Summary(Callback):
 
     @staticmethod
     def _spectra(trainer: Trainer) -> str:
-        rank, ninety = (trainer.callback_metrics.get(f"spectra/{m}/mean") for m in ("effective_rank", "auc_90"))
-        return "" if rank is None else f"effective rank {rank:.1f}, AUC-90 {ninety:.1f}, mean over the adapted layers"
+        names = [
+            f"{prefix}/{m}/mean" for prefix in ("spectra", "spectra_centred") for m in ("effective_rank", "auc_90")
+        ]
+        values = [trainer.callback_metrics.get(name) for name in names]
+        if None in values:
+            return ""
+        rank, ninety, *centred = (f"{value:.1f}" for value in values)
+        return f"effective rank {rank}, AUC-90 {ninety} (centred {', '.join(centred)}), mean over the adapted layers"
 
     @staticmethod
     def _skipped(trainer: Trainer) -> str:

@@ -19,12 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from cera.adapters import CeraLayer
+from cera.spectral.accumulator import ROUNDING
 
 GatherWeight = Callable[[Tensor], Tensor]
 """Returns a weight in full that may be partitioned over ranks (ZeRO-3)."""
-
-ROUNDING = 1e-12
-"""A difference in fp64 below this share of the base's output is rounding: no update at all."""
 
 CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double, Tensor.type, Tensor.type_as)
 QUANTIZED = ("Params4bit", "Int8Params")

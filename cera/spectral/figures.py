@@ -2,10 +2,11 @@
 
     from cera.runs.finished import FinishedRun
     spectra = {run.label: run.spectra()[-1].values["update"] for run in map(FinishedRun.read, folders)}
-    side_by_side(spectra).savefig("spectra.png")
+    side_by_side({"update, not centred": spectra}).savefig("spectra.png")
 
 Functions take the singular values of several adapters, by label and layer, and return a matplotlib figure. Each adapter
-is a line, and the shade around it spans the 10th to the 90th percentile of its layers.
+is a line, and the shade around it spans the 10th to the 90th percentile of its layers. ``matrix`` says in the titles
+what the singular values are of: by default the update, not centred.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +19,15 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 from cera.spectral.aggregate import ALL_LAYERS, SpectralSummary, summarize
+from cera.spectral.convention import describe_matrix
 from cera.spectral.files import LayerSpectra
 from cera.spectral.layer_names import by_module
 from cera.spectral.measures import cumulative_energy
 
 FLOOR = 1e-6
 """Singular values below this share of the largest count as this: to an adapter in bf16 they are numerically zero."""
+
+UPDATE = describe_matrix("update")
 
 SetTicks = Callable[[list[int], list[str]], object]
 """Sets the positions and labels of an axis's ticks."""
@@ -73,37 +77,40 @@ def effective_rank_map(history: dict[int, LayerSpectra]) -> Figure:
         _set_few_ticks(ax.set_yticks, list(names))
         ax.set(title=module, xlabel="step", ylabel="layer")
         ax.grid(visible=False)
-    figure.colorbar(image, ax=axes, label="effective rank of the update")
+    figure.colorbar(image, ax=axes, label=f"effective rank of the {UPDATE}")
     return figure
 
 
-def side_by_side(spectra: dict[str, LayerSpectra], quantity: str = "update") -> Figure:
-    """Draw signature, cumulative energy and effective rank by layer of several adapters in three panels.
+def side_by_side(matrices: dict[str, dict[str, LayerSpectra]], caption: str = "") -> Figure:
+    """Draw signature, cumulative energy and effective rank by layer of several adapters, a row of panels per matrix.
 
     Args:
-        spectra: By adapter, then layer: (k,) fp64, descending.
-        quantity: Name of the measured matrix, for the titles.
+        matrices: By words for the matrix (``cera.spectral.convention.describe_matrix``), then adapter, then layer: (k,)
+            fp64, descending.
+        caption: Text above the panels: the tokens, and what is not comparable.
     """
-    figure, axes = panels(3)
-    draw_signature(axes[0], spectra, quantity)
-    draw_cumulative_energy(axes[1], spectra)
-    draw_effective_rank_by_layer(axes[2], spectra)
+    figure, axes = panels(3, rows=len(matrices))
+    for i, (matrix, spectra) in enumerate(matrices.items()):
+        draw_signature(axes[3 * i], spectra, matrix)
+        draw_cumulative_energy(axes[3 * i + 1], spectra, matrix)
+        draw_effective_rank_by_layer(axes[3 * i + 2], spectra, matrix)
+    figure.suptitle(caption, fontsize="medium")
     return figure
 
 
-def draw_signature(ax: Axes, spectra: dict[str, LayerSpectra], quantity: str = "update") -> None:
+def draw_signature(ax: Axes, spectra: dict[str, LayerSpectra], matrix: str = UPDATE) -> None:
     """Draw the panel of ``spectral_signature``."""
     for label, layers in spectra.items():
         for group, curves in _by_width(layers).items():
             drawn = curves[:, (curves > FLOOR).any(axis=0)].clip(FLOOR)
             _draw_line_and_shade(ax, drawn, f"{label}, {group}" if group else label, log=True)
             ax.set_yscale("log")
-    ax.set(title=f"Spectral signature of the {quantity}", xlabel="component", ylabel="singular value / largest")
+    ax.set(title=f"Spectral signature of the {matrix}", xlabel="component", ylabel="singular value / largest")
     if ax.lines:
         ax.legend()
 
 
-def draw_cumulative_energy(ax: Axes, spectra: dict[str, LayerSpectra]) -> None:
+def draw_cumulative_energy(ax: Axes, spectra: dict[str, LayerSpectra], matrix: str = UPDATE) -> None:
     """Draw the panel of ``cumulative_energy_curves``."""
     for label, layers in spectra.items():
         curves = _padded([cumulative_energy(sigma) for sigma in layers.values() if sigma.any()], 1.0)
@@ -115,12 +122,14 @@ def draw_cumulative_energy(ax: Axes, spectra: dict[str, LayerSpectra]) -> None:
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set(title="Cumulative energy", xlabel="components", ylabel="share of the energy", ylim=(0, 1.03))
+    ax.set(
+        title=f"Cumulative energy of the {matrix}", xlabel="components", ylabel="share of the energy", ylim=(0, 1.03)
+    )
     if len(ax.lines) > 1:
         ax.legend(loc="lower right")
 
 
-def draw_effective_rank_by_layer(ax: Axes, spectra: dict[str, LayerSpectra]) -> None:
+def draw_effective_rank_by_layer(ax: Axes, spectra: dict[str, LayerSpectra], matrix: str = UPDATE) -> None:
     """Draw the effective rank against the layer: a colour for each adapter, a line style for each module."""
     styles = ["-", "--", ":", "-."]
     for i, (label, layers) in enumerate(spectra.items()):
@@ -129,14 +138,14 @@ def draw_effective_rank_by_layer(ax: Axes, spectra: dict[str, LayerSpectra]) -> 
             ranks = [summary.by_layer["effective_rank"][name] for name in names.values()]
             ax.plot(list(names), ranks, color=f"C{i}", linestyle=styles[j % 4], label=f"{label}, {module}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(title="Effective rank", xlabel="layer", ylabel="effective rank", ylim=(0, None))
+    ax.set(title=f"Effective rank of the {matrix}", xlabel="layer", ylabel="effective rank", ylim=(0, None))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(spectra), fontsize="small")
 
 
-def panels(count: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """Return a figure with ``count`` panels side by side, in the style of all figures here."""
-    figure = Figure(figsize=(5.5 * count, height), dpi=100, layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
+def panels(count: int, height: float = 4.0, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with ``count`` panels side by side in each row, in the style of all figures here."""
+    figure = Figure(figsize=(5.5 * count, height * rows), dpi=100, layout="constrained")
+    axes = list(figure.subplots(rows, count, squeeze=False).flat)
     for ax in axes:
         ax.grid(visible=True, alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)

@@ -44,10 +44,10 @@ from torch.utils.hooks import RemovableHandle
 from cera.adapters import BranchLayer, CeraExperts, CeraLayer
 from cera.adapters.module_layer import ModuleLayer
 from cera.spectral.accumulator import SpectrumAccumulator
+from cera.spectral.branch_weights import BranchWeights, read_weights
 from cera.spectral.exact import GatherWeight, exact_update, generator_states, isolated, unpartitioned
-from cera.spectral.files import Quantity
+from cera.spectral.files import CENTRED, Quantity
 from cera.spectral.layer_names import base_name
-from cera.spectral.measures import weight_spectrum
 
 ActivationSink = Callable[[Tensor], None]
 """Receives the activations (..., k) of a layer at each forward pass."""
@@ -70,21 +70,6 @@ ADALORA_LAYERS = (
 
 ADALORA_EPSILON = 1e-5
 """Constant that AdaLoRA adds to the number of ranks before it divides by it."""
-
-
-@dataclass(frozen=True)
-class BranchWeights:
-    """What turns the latents of one layer into its update, at one moment.
-
-    Attributes:
-        projection: (min(d, k), k) fp64 with the singular values and right singular vectors of ``s * W_down``.
-        r: Width of the latent, which is k without the column of ones.
-        product: Singular values of the weight of the update (min(d, r, in),); ``None`` for a non-linear adapter.
-    """
-
-    projection: Tensor
-    r: int
-    product: Tensor | None
 
 
 @dataclass
@@ -152,23 +137,15 @@ class Branch:
         """
         if self.down is None:
             return None
-        down = gather(self.down).detach().double() * self.scaling
-        full = down
-        if self.bias is not None:
-            full = torch.cat([down, gather(self.bias).detach().double()[:, None] * self.scaling], dim=1)
-        product = None
-        if self.up is not None:
-            up = gather(self.up).detach().double()
-            product = weight_spectrum(down, up if self.diagonal is None else up * gather(self.diagonal).detach())
-        return BranchWeights(torch.linalg.qr(full, mode="r").R, down.shape[1], product)
+        return read_weights(self.down, self.bias, self.up, self.diagonal, self.scaling, gather)
 
     def spectra(
         self,
         accumulator: SpectrumAccumulator,
         quantities: Collection[Quantity],
         weights: BranchWeights | None = None,
-    ) -> dict[Quantity, Tensor]:
-        """Return the singular values (k,) of each of ``quantities`` that the branch has.
+    ) -> dict[str, Tensor]:
+        """Return the singular values (k,) of each of ``quantities`` that the branch has, as it is and centred.
 
         k is the largest rank that the matrix can have: for a linear adapter at most the width of the layer's input.
 
@@ -176,15 +153,22 @@ class Branch:
             accumulator: Has received the branch's activations.
             quantities: Any of ``update``, ``latent`` and ``weight``.
             weights: As ``read_weights`` returned them for these activations; by default they are read now.
+
+        Returns:
+            By name of the matrix (``cera.spectral.files.MATRICES``).
         """
         weights = weights or self.read_weights()
+        projections: dict[Quantity, Tensor | None] = {}
+        if "update" in quantities:
+            projections["update"] = None if weights is None else weights.projection
+        if "latent" in quantities and weights is not None:
+            projections["latent"] = None if self.bias is None else torch.eye(weights.r, weights.r + 1)
         most = None if self.up is None else min(self.up.shape)
-        spectra: dict[Quantity, Tensor] = {}
-        if "update" in quantities and accumulator.rows:
-            spectra["update"] = accumulator.singular_values(None if weights is None else weights.projection)[:most]
-        if "latent" in quantities and accumulator.rows and weights is not None:
-            without_ones = None if self.bias is None else torch.eye(weights.r, weights.r + 1)
-            spectra["latent"] = accumulator.singular_values(without_ones)[:most]
+        spectra: dict[str, Tensor] = {}
+        if accumulator.rows:
+            for quantity, projection in projections.items():
+                for name, centre in ((quantity, False), (quantity + CENTRED, True)):
+                    spectra[name] = accumulator.singular_values(projection, centre=centre)[:most]
         if "weight" in quantities and weights is not None and weights.product is not None:
             spectra["weight"] = weights.product
         return spectra

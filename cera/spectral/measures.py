@@ -3,9 +3,11 @@
 A registered measure appears in TensorBoard (scalars and charts), in ``metrics.csv``, in the table of ``cera spectra``
 and in its CSV file. A new one is one entry, in any module that is imported before:
 
-    @register_measure("stable_rank", heading="stable rank", chart="Stable rank: energy / that of the first")
-    def stable_rank(singular_values: Tensor) -> float:
-        return (singular_values / singular_values.max()).square().sum().item()
+    @register_measure("numerical_rank", heading="num. rank", chart="Singular values above 1e-6 of the largest")
+    def numerical_rank(singular_values: Tensor) -> int:
+        return int((singular_values > 1e-6 * singular_values.max()).sum())
+
+The paper's own are here; ``cera.spectral.further_measures`` has others.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 MeasureFunction = TypeVar("MeasureFunction", bound=Callable[..., float])
-"""Maps singular values (k,), and the layer's rank if the measure needs it, to a number."""
+"""Maps singular values (k,), and the layer's rank and shape if the measure needs them, to a number."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Measure:
         chart: Title of its chart in TensorBoard.
         format: Format specification of its values in tables.
         needs_rank: Whether ``function`` takes the rank; layers without a rank are then left out.
+        needs_shape: Whether ``function`` takes the shape (d, in) of a weight; other matrices are left out.
+        detailed: Whether it has charts, values for each module and layer in the logs, and a column in comparisons. The
+            others are logged as one mean over all layers; ``cera spectra`` shows all.
     """
 
     name: str
@@ -38,12 +43,15 @@ class Measure:
     chart: str
     format: str = ".2f"
     needs_rank: bool = False
+    needs_shape: bool = False
+    detailed: bool = True
 
-    def __call__(self, singular_values: Tensor, rank: int | None = None) -> float | None:
-        """Return the measure of a layer's spectrum, or ``None`` if it needs a rank and the layer has none."""
-        if not self.needs_rank:
-            return float(self.function(singular_values))
-        return None if rank is None else float(self.function(singular_values, rank))
+    def __call__(
+        self, singular_values: Tensor, rank: int | None = None, shape: tuple[int, int] | None = None
+    ) -> float | None:
+        """Return the measure of a spectrum, or ``None`` if it needs a rank or a shape and there is none."""
+        needed = [value for value, needs in ((rank, self.needs_rank), (shape, self.needs_shape)) if needs]
+        return None if None in needed else float(self.function(singular_values, *needed))
 
 
 MEASURES: dict[str, Measure] = {}
@@ -51,7 +59,14 @@ MEASURES: dict[str, Measure] = {}
 
 
 def register_measure(
-    name: str, *, heading: str, chart: str, format: str = ".2f", needs_rank: bool = False
+    name: str,
+    *,
+    heading: str,
+    chart: str,
+    format: str = ".2f",
+    needs_rank: bool = False,
+    needs_shape: bool = False,
+    detailed: bool = True,
 ) -> Callable[[MeasureFunction], MeasureFunction]:
     """Register the decorated function as a measure; see ``Measure`` for the arguments.
 
@@ -65,7 +80,7 @@ def register_measure(
         registered = MEASURES.get(name)
         if registered is not None and _origin(registered.function) != _origin(function):
             raise ValueError(f"a measure named {name!r} is registered already.")
-        MEASURES[name] = Measure(name, function, heading, chart, format, needs_rank)
+        MEASURES[name] = Measure(name, function, heading, chart, format, needs_rank, needs_shape, detailed)
         return function
 
     return register
@@ -104,6 +119,12 @@ def effective_rank_over_r(singular_values: Tensor, rank: int) -> float:
     return effective_rank(singular_values) / max(1, min(rank, len(singular_values)))
 
 
+def relative(singular_values: Tensor) -> Tensor:
+    """Return the singular values (k,) over the largest, in fp64, so that no power of them overflows; zeros stay."""
+    sigma = singular_values.double()
+    return sigma / sigma.max().clamp_min(torch.finfo(torch.float64).tiny) if len(sigma) else sigma
+
+
 def cumulative_energy(singular_values: Tensor) -> Tensor:
     """Return the share of the energy ``sum sigma_i^2`` in the leading components (paper Fig. 1 and 4, right).
 
@@ -113,8 +134,7 @@ def cumulative_energy(singular_values: Tensor) -> Tensor:
     Returns:
         (k,) fp64, rising to 1; zeros for a zero matrix.
     """
-    sigma = singular_values.double().sort(descending=True).values
-    energy = (sigma / sigma.max().clamp_min(torch.finfo(torch.float64).tiny)).square() if len(sigma) else sigma
+    energy = relative(singular_values).sort(descending=True).values.square()
     return energy.cumsum(0) / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 
@@ -134,7 +154,11 @@ def energy_rank(singular_values: Tensor, fraction: float = 0.9) -> int:
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
-    curve = cumulative_energy(singular_values)
+    return leading(cumulative_energy(singular_values), fraction)
+
+
+def leading(curve: Tensor, fraction: float) -> int:
+    """Return how many leading components a cumulative curve (k,) needs to reach ``fraction``; 0 for a zero matrix."""
     if not len(curve) or curve[-1] == 0:
         return 0
     # the tolerance keeps the rounding of the cumulative sum from adding a component

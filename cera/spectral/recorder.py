@@ -21,10 +21,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from cera.spectral.accumulator import NonFiniteError, SpectrumAccumulator
+from cera.spectral.accumulator import NonFiniteError, SpectrumAccumulator, gather_objects
 from cera.spectral.exact import GatherWeight, unpartitioned
 from cera.spectral.files import LayerSpectra, Quantity, Spectra
 from cera.spectral.hooks import BranchWeights, find_branches, is_off
+from cera.spectral.sample import FINGERPRINTS, Sample, Tokens, fingerprint, measured_tokens
 
 
 class NotRecordableError(ValueError):
@@ -39,6 +40,7 @@ class SpectrumRecorder:
         quantities: Any of ``update``, ``latent`` and ``weight``. A quantity that the adapter does not have (DoRA a
             latent, CeRA a weight) is left out.
         gather: Returns a weight in full that is partitioned over ranks.
+        tokens: Which positions ``attach_batch`` measures, and the name in ``Spectra.sample``.
 
     Attributes:
         branches: The adapted layers; empty if the model has no adapter.
@@ -50,9 +52,14 @@ class SpectrumRecorder:
     """
 
     def __init__(
-        self, model: nn.Module, quantities: Collection[Quantity], gather: GatherWeight = unpartitioned
+        self,
+        model: nn.Module,
+        quantities: Collection[Quantity],
+        gather: GatherWeight = unpartitioned,
+        tokens: Tokens = "all",
     ) -> None:
         self.quantities = quantities
+        self.tokens = tokens
         self._gather = gather
         peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
         # layers of an adapter may be injected into a model without PEFT's wrapper
@@ -69,6 +76,7 @@ class SpectrumRecorder:
         self._shapes: dict[str, tuple[int, ...]] = {}  # of activations without a row for each token
         self._weights: dict[str, BranchWeights | None] = {}
         self._mask: Tensor | None = None
+        self._data: int | None = 0  # sum of the batches' fingerprints; unknown once a batch has none
         self._handles: list[RemovableHandle] = []
         # weights that are partitioned cannot be gathered while a forward pass has some of them in use
         self._later: list[Callable[[], None]] | None = None if gather is unpartitioned else []
@@ -91,7 +99,15 @@ class SpectrumRecorder:
             if not accumulator.rows
         }
 
-    def attach(self, mask: Tensor | None = None) -> None:
+    def attach_batch(self, batch: Any) -> None:
+        """Record the forward passes of a batch, until ``detach``, at the positions that ``tokens`` says.
+
+        Raises:
+            ValueError: The batch does not say which positions these are.
+        """
+        self.attach(measured_tokens(batch, self.tokens), fingerprint(batch))
+
+    def attach(self, mask: Tensor | None = None, data: int | None = None) -> None:
         """Record the following forward passes, until ``detach``.
 
         The weights of the adapter are read at the first call. They must not change until all is recorded, as the
@@ -99,9 +115,11 @@ class SpectrumRecorder:
 
         Args:
             mask: (batch, length) bool; False leaves a position out (padding).
+            data: Fingerprint of the batch (``cera.spectral.sample.fingerprint``); ``None`` if it is not known.
         """
         start = time.perf_counter()
         self._mask = mask
+        self._data = None if data is None or self._data is None else (self._data + data) % FINGERPRINTS
         for branch in self.branches:
             if branch.name not in self._weights:
                 self._weights[branch.name] = branch.read_weights(self._gather)
@@ -128,9 +146,9 @@ class SpectrumRecorder:
             self._later.clear()
 
     @contextmanager
-    def attached(self, mask: Tensor | None = None) -> Iterator[None]:
+    def attached(self, mask: Tensor | None = None, data: int | None = None) -> Iterator[None]:
         """Record the forward passes of a ``with`` block; see ``attach``."""
-        self.attach(mask)
+        self.attach(mask, data)
         try:
             yield
             self.detach()
@@ -139,6 +157,9 @@ class SpectrumRecorder:
 
     def all_reduce(self) -> None:
         """Combine what the ranks of the default process group recorded, if there is one. Every rank must call this."""
+        data: list[int | None] = gather_objects(self._data)
+        known = [number for number in data if number is not None]
+        self._data = sum(known) % FINGERPRINTS if len(known) == len(data) else None
         for branch in self.branches:
             self.accumulators[branch.name].all_reduce()
 
@@ -149,11 +170,19 @@ class SpectrumRecorder:
             step: Number of the optimizer step.
         """
         values: dict[str, LayerSpectra] = {str(quantity): {} for quantity in self.quantities}
+        shapes = {}
         for branch in self.branches:
             accumulator, weights = self.accumulators[branch.name], self._weights.get(branch.name)
-            for quantity, sigma in branch.spectra(accumulator, self.quantities, weights).items():
-                values[quantity][branch.name] = sigma.cpu()
-        return Spectra(step, values, {branch.name: branch.rank for branch in self.branches if branch.rank})
+            for matrix, sigma in branch.spectra(accumulator, self.quantities, weights).items():
+                values.setdefault(matrix, {})[branch.name] = sigma.cpu()
+            if weights is not None and weights.shape is not None and "weight" in self.quantities:
+                shapes[branch.name] = weights.shape
+        ranks = {branch.name: branch.rank for branch in self.branches if branch.rank}
+        return Spectra(step, values, ranks, shapes, self._sample())
+
+    def _sample(self) -> Sample:
+        count = max((accumulator.rows for accumulator in self.accumulators.values()), default=0)
+        return Sample(self.tokens, count, None if self._data is None else f"{self._data:016x}")
 
     def _receive(self, name: str, activations: Tensor) -> None:
         start = time.perf_counter()
@@ -171,26 +200,33 @@ class SpectrumRecorder:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Iterable[Mapping[str, Any]], quantities: Collection[Quantity]) -> Spectra:
+def measure(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    quantities: Collection[Quantity],
+    tokens: Tokens = "all",
+) -> Spectra:
     """Return the spectra of the active adapter of ``model`` on ``batches``, without dropout.
 
     Args:
         model: A PEFT model.
-        batches: Mappings with ``input_ids``, ``position_ids`` and ``tokens`` (False is padding), each (batch, length).
+        batches: Mappings with ``input_ids``, ``position_ids`` and ``tokens`` (False is padding), each (batch, length);
+            with ``labels``, too, if the answer's positions are measured.
         quantities: Any of ``update``, ``latent`` and ``weight``.
+        tokens: Which positions are measured.
 
     Raises:
         NonFiniteError: A layer's activations are NaN or infinite.
         NotRecordableError: The adapter is merged or disabled, several are active, or no layer has a row for each token.
     """
     model.eval()
-    recorder = SpectrumRecorder(model, quantities)
+    recorder = SpectrumRecorder(model, quantities, tokens=tokens)
     device = next(model.parameters()).device
     options = {} if _adapts_head(model) else {"logits_to_keep": 1}
     for batch in batches:
-        ids, positions, mask = (batch[key].to(device) for key in ("input_ids", "position_ids", "tokens"))
-        with recorder.attached(mask):
-            model(input_ids=ids, position_ids=positions, **options)
+        moved = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
+        with recorder.attached(measured_tokens(moved, tokens), fingerprint(moved)):
+            model(input_ids=moved["input_ids"], position_ids=moved["position_ids"], **options)
         if recorder.errors:
             raise next(iter(recorder.errors.values()))
     if recorder.branches and len(recorder.unmeasured) == len(recorder.branches):
@@ -205,20 +241,6 @@ def describe_unmeasured(unmeasured: Mapping[str, str]) -> str:
     """Return a sentence that names layers without spectra and the reason."""
     first, *others = (f"{name} ({reason})" for name, reason in unmeasured.items())
     return f"No spectra of {first}" + (f" and {len(others)} other layers." if others else ".")
-
-
-def batch_mask(batch: Any) -> Tensor | None:
-    """Return which positions of a batch are tokens, (batch, length) bool, or ``None`` if it does not say.
-
-    The mask is ``tokens`` as this package's collator makes it, otherwise a two-dimensional ``attention_mask``.
-    """
-    if not isinstance(batch, Mapping):
-        return None
-    for key in ("tokens", "attention_mask"):
-        mask = batch.get(key)
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            return mask.bool()
-    return None
 
 
 def _active_adapter(model: PeftModel) -> str:

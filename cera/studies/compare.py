@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from cera.foreign_files import read_json_object
@@ -20,7 +20,10 @@ from cera.runs.finished import FinishedRun, RunError
 from cera.runs.settings import run_labels
 from cera.runs.signals import SIGNALS, Stopped, stop_signals
 from cera.spectral.aggregate import ALL_LAYERS, summarize
+from cera.spectral.convention import matrix_name
+from cera.spectral.files import CENTRED, Spectra
 from cera.spectral.measures import MEASURES
+from cera.spectral.sample import Sample
 
 TRAIN = (sys.executable, "-m", "cera", "train")
 """Command that starts a training run in a process of its own."""
@@ -35,7 +38,10 @@ class ComparisonRow:
         adapter: The adapter's name in the paper, with its rank, and the settings in which the compared runs differ.
         parameters: Number of trainable parameters.
         perplexity: Perplexity on the held-out rows after the last step.
-        measures: Registered measures of the update's spectrum (``cera.spectral.measures``), averaged over the layers.
+        measures: Registered measures of the update's spectrum (``cera.spectral.measures``), not centred, averaged over
+            the layers.
+        centred: The same of the centred update.
+        sample: The tokens that the update was measured at; ``None`` without spectra.
         tokens_per_second: Median over training.
         peak_memory_gib: Peak memory of the whole process.
     """
@@ -45,6 +51,8 @@ class ComparisonRow:
     parameters: int | None
     perplexity: float | None
     measures: dict[str, float]
+    centred: dict[str, float]
+    sample: Sample | None
     tokens_per_second: float | None
     peak_memory_gib: float | None
 
@@ -67,8 +75,7 @@ def comparison_row(run: FinishedRun) -> ComparisonRow:
         raise RunError(f"{environment}: trainable_parameters must be an integer, got {parameters!r}.")
     perplexity = run.curve("val/perplexity")
     spectra = run.spectra()
-    updates = spectra[-1].values.get("update", {}) if spectra else {}
-    means = summarize(updates, spectra[-1].ranks).means if updates else {}
+    measures, centred = (_means(spectra[-1], centre) if spectra else {} for centre in (False, True))
     speed = list(run.curve("throughput/tokens_per_second").values())
     memory = list(run.curve("throughput/peak_memory_gib").values())
     return ComparisonRow(
@@ -76,22 +83,34 @@ def comparison_row(run: FinishedRun) -> ComparisonRow:
         adapter=run.label,
         parameters=parameters,
         perplexity=perplexity[max(perplexity)] if perplexity else None,
-        measures={measure: groups[ALL_LAYERS] for measure, groups in means.items() if ALL_LAYERS in groups},
+        measures=measures,
+        centred=centred,
+        sample=spectra[-1].sample if spectra else None,
         tokens_per_second=statistics.median(speed) if speed else None,
         peak_memory_gib=max(memory) if memory else None,
     )
 
 
+def _means(spectra: Spectra, centre: bool) -> dict[str, float]:
+    layers = spectra.values.get(matrix_name("update", centre), {})
+    means = summarize(layers, spectra.ranks).means
+    return {measure: groups[ALL_LAYERS] for measure, groups in means.items() if ALL_LAYERS in groups}
+
+
 def write_csv(rows: Sequence[ComparisonRow], path: Path) -> None:
-    """Write one line per run, with a column for each measure and empty cells for figures that were not measured."""
-    columns = [field.name for field in fields(ComparisonRow)]
-    at = columns.index("measures")
+    """Write one line per run, with a column for each measure and empty cells for figures that were not measured.
+
+    The measures of the centred update are under ``MEASURE_centred``.
+    """
+    names = [field.name for field in fields(ComparisonRow)]
+    at = names.index("measures")
+    centred = [name + CENTRED for name in MEASURES]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*columns[:at], *MEASURES, *columns[at + 1 :]])
+        writer = csv.DictWriter(file, [*names[:at], *MEASURES, *centred, *names[at + 2 :]])
         writer.writeheader()
         for row in rows:
-            figures = asdict(row)
-            writer.writerow({**figures.pop("measures"), **figures})
+            figures = {name: getattr(row, name) for name in names if name not in ("measures", "centred")}
+            writer.writerow({**figures, **row.measures, **{name + CENTRED: row.centred[name] for name in row.centred}})
 
 
 def run_name(config: str) -> str:

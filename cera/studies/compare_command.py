@@ -20,6 +20,7 @@ from cera.cli.tables import table
 from cera.runs.finished import FinishedRun
 from cera.runs.names import check_name
 from cera.spectral.measures import MEASURES
+from cera.spectral.sample import differing_samples
 from cera.studies.compare import ComparisonRow, comparison_rows, run_name, train_adapters, write_csv
 
 
@@ -49,6 +50,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     rows = comparison_rows([FinishedRun.read(options.runs / name) for name in names if name not in failed])
     if rows:
         print(f"\n{comparison_table(rows)}\n")
+        differing = differing_samples({row.name: row.sample for row in rows if row.sample is not None})
+        if differing:
+            print(f"warning: {differing}", file=sys.stderr)
         write_csv(rows, options.runs / "compare.csv")
     if failed:
         print(f"error: these runs failed, see their messages above: {', '.join(failed)}.", file=sys.stderr)
@@ -56,21 +60,24 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> str:
-    """Format the rows as a Markdown table."""
+    """Format the rows as a Markdown table; the measures are of the update, as it is and centred, mean over layers."""
+    detailed = [measure for measure in MEASURES.values() if measure.detailed]
     cells = [
         [
             row.name,
             row.adapter,
             row.parameters,
             row.perplexity,
-            *(row.measures.get(name) for name in MEASURES),
+            *(row.measures.get(measure.name) for measure in detailed),
+            *(row.centred.get(measure.name) for measure in detailed),
             row.tokens_per_second,
             row.peak_memory_gib,
         ]
         for row in rows
     ]
-    headers = ["run", "adapter", "parameters", "PPL", *(measure.heading for measure in MEASURES.values())]
-    formats = ["g", "g", "g", ".3f", *(measure.format for measure in MEASURES.values())]
+    headers = ["run", "adapter", "parameters", "PPL"]
+    headers += [f"{measure.heading}{suffix}" for suffix in ("", ", centred") for measure in detailed]
+    formats = ["g", "g", "g", ".3f", *2 * [measure.format for measure in detailed]]
     headers += ["tokens/s", "peak GiB"]
     formats += [".0f", ".2f"]
     return table(cells, headers, formats, style="markdown", intfmt=",")

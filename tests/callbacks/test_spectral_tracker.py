@@ -89,7 +89,7 @@ def test_every_n_training_steps(tiny_llama, tmp_path):
     files = sorted(p.name for p in (tmp_path / "spectra").iterdir())
     assert files == ["step=3.safetensors", "step=6.safetensors"]
     tracked = Spectra.read(tmp_path / "spectra" / "step=6.safetensors")
-    assert tracked.values.keys() == {"update", "latent", "weight"}
+    assert tracked.values.keys() == {"update", "update_centred", "latent", "latent_centred", "weight"}
     for column in curves(tmp_path, "spectra/effective_rank/").values():
         assert sorted(column) == [3, 6]
     assert [bool(rows) for rows in seen] == [False, False, True] * 2 + [False]

@@ -8,6 +8,9 @@ SPECTRA = {
     "spectra/effective_rank/q_proj": 7.25,
     "spectra/auc_90/mean": 2.0,
     "spectra_latent/effective_rank/mean": 9.75,
+    "spectra_latent_centred/effective_rank/mean": 10.5,
+    "spectra_authors/effective_rank/mean": 8.25,
+    "spectra/stable_rank/mean": 1.5,
     "spectra/cost": 0.01,
 }
 
@@ -30,4 +33,11 @@ def test_spectra_have_a_row_for_each_group_and_none_for_a_layer() -> None:
     assert printed == measured_table({**PERPLEXITY, **SPECTRA})
     table = rows(printed)[3:]
     assert table[0] == ["mean", "over", "layers", "ER", "AUC-90"]
-    assert table[1:] == [["update", "all", "6.50", "2.00"], ["update", "q_proj", "7.25"], ["latent", "all", "9.75"]]
+    assert [row[:-2] if row[-2].replace(".", "").isdigit() else row[:-1] for row in table[1:]] == [
+        ["update,", "not", "centred", "all"],
+        ["update,", "not", "centred", "q_proj"],
+        ["latent,", "not", "centred", "all"],
+        ["latent,", "centred", "all"],
+        ["protocol", "authors", "all"],
+    ]
+    assert [row[-1] for row in table[1:]] == ["2.00", "7.25", "9.75", "10.50", "8.25"]

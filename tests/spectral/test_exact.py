@@ -120,6 +120,26 @@ def test_update_beside_a_bf16_base_is_that_of_fp32(name):
             assert effective_rank(reference(model, layer, torch.bfloat16)) > RANK
 
 
+@pytest.mark.parametrize("name", ["peanut", "vera", "miss", "cera dora", "a tuner of one's own"])
+def test_a_bf16_model_has_the_effective_rank_of_the_same_weights_in_fp32(name):
+    """Their inputs differ by the rounding of the layers before; the update itself is rounded in neither."""
+    if name in ADAPTERS:
+        model = trained(copy.deepcopy(ADAPTERS[name]))
+    else:
+        model = build("llama").to(torch.bfloat16).eval()
+        for layer in model.model.layers:
+            layer.self_attn.q_proj = OwnLayer(layer.self_attn.q_proj, r=RANK)
+    low = measure(model, batches(), ["update"])
+    high = measure(model.float(), batches(), ["update"])
+    assert low.sample == high.sample
+    for matrix in ("update", "update_centred"):
+        for layer, sigma in high.values[matrix].items():
+            rank = effective_rank(low.values[matrix][layer])
+            assert rank == pytest.approx(effective_rank(sigma), rel=0.01)
+            assert name == "cera dora" or rank <= RANK
+            assert rank > 1
+
+
 @pytest.mark.parametrize("name", ["vera", "cera dora", "dora", "loha"])
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_leaves_weights_and_random_numbers_as_they_were(name, training):
@@ -208,13 +228,13 @@ class OwnLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("own_up", "own_down")
 
-    def __init__(self, base_layer):
+    def __init__(self, base_layer, r=8):
         super().__init__()
         self.base_layer = base_layer
-        self.r = {"default": 8}
-        self.own_up = nn.ModuleDict({"default": nn.Linear(base_layer.in_features, 8, bias=False)})
-        self.own_down = nn.ModuleDict({"default": nn.Linear(8, base_layer.out_features, bias=False)})
-        self.factor = torch.full((8,), 0.3, dtype=torch.bfloat16)
+        self.r = {"default": r}
+        self.own_up = nn.ModuleDict({"default": nn.Linear(base_layer.in_features, r, bias=False)})
+        self.own_down = nn.ModuleDict({"default": nn.Linear(r, base_layer.out_features, bias=False)})
+        self.factor = torch.full((r,), 0.3, dtype=torch.bfloat16)
 
     def forward(self, x):
         latent = torch.tanh(self.own_up["default"](x.float())).bfloat16() * self.factor

@@ -47,10 +47,23 @@ def test_map_has_a_panel_for_each_module_with_layers_and_steps():
 
 @pytest.mark.parametrize("zero", [layers(scale=0), {name: torch.zeros(0, dtype=torch.float64) for name in layers()}])
 def test_an_update_that_is_zero_is_drawn_as_nothing(zero, tmp_path):
-    side_by_side({"CeRA r=6": zero}).savefig(tmp_path / "zero.png")
+    side_by_side({"update": {"CeRA r=6": zero}}).savefig(tmp_path / "zero.png")
     spectral_signature({"CeRA r=6": zero}).savefig(tmp_path / "zero.png")
     effective_rank_map({1: zero}).savefig(tmp_path / "zero.png")
-    side_by_side({"trained": layers(), "not": zero}).savefig(tmp_path / "both.png")
+    side_by_side({"update": {"trained": layers(), "not": zero}}).savefig(tmp_path / "both.png")
+
+
+def test_titles_and_caption_say_what_the_numbers_are_of():
+    rows = {"update, not centred": ADAPTERS, "update, centred": ADAPTERS}
+    figure = side_by_side(rows, "1,024 tokens of data 01234567")
+    assert figure.get_suptitle() == "1,024 tokens of data 01234567"
+    assert [ax.get_title() for ax in figure.axes] == [
+        f"{what} of the update, {centring}"
+        for centring in ("not centred", "centred")
+        for what in ("Spectral signature", "Cumulative energy", "Effective rank")
+    ]
+    assert "not centred" in spectral_signature(ADAPTERS).axes[0].get_title()
+    assert "not centred" in effective_rank_map({1: layers()}).axes[-1].get_ylabel()
 
 
 def rises(line) -> bool:

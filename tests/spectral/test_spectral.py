@@ -158,6 +158,9 @@ def on_one_of_two_ranks(rank: int, port: int) -> None:
         stream.all_reduce()
         assert stream.rows == rows
         assert_same_spectrum(stream.singular_values(torch.tensor(down), 0.5), 0.5 * z @ down.T)
+        centred = np.linalg.svd((z - z.mean(axis=0)) @ down.T, compute_uv=False)
+        measured = stream.singular_values(torch.tensor(down), centre=True).numpy()
+        np.testing.assert_allclose(measured, centred[: len(measured)], atol=1e-9 * centred[0])
     dist.destroy_process_group()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from cera.runs.files import replacing
 from cera.runs.loggers import log_now
 from cera.spectral.aggregate import metrics
-from cera.spectral.convention import Protocol, protocol_convention
+from cera.spectral.convention import PROTOCOLS, Protocol
 from cera.spectral.exact import GatherWeight, unpartitioned
 from cera.spectral.files import Quantity, Spectra, spectra_files
 from cera.spectral.recorder import NotRecordableError, SpectrumRecorder, describe_unmeasured
@@ -70,18 +70,15 @@ class SpectralTracker(Callback):
             )
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"SpectralTracker.every_n_steps must be at least 1, got {every_n_steps}.")
-        try:
-            convention = protocol_convention(protocol)
-        except ValueError as error:
-            raise ValueError(f"SpectralTracker.{error}") from error
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"SpectralTracker.protocol must be one of {', '.join(PROTOCOLS)}, got {protocol}.")
+        usual = PROTOCOLS[protocol].tokens
         if tokens not in (None, *get_args(Tokens)):
-            raise ValueError(f"SpectralTracker.tokens must be of {', '.join(get_args(Tokens))}, got {tokens}.")
-        if protocol != "ours" and tokens not in (None, convention.tokens):
-            raise ValueError(
-                f"SpectralTracker.tokens must be {convention.tokens} with protocol {protocol}, got {tokens}."
-            )
+            raise ValueError(f"SpectralTracker.tokens must be one of {', '.join(get_args(Tokens))}, got {tokens}.")
+        if protocol != "ours" and tokens not in (None, usual):
+            raise ValueError(f"SpectralTracker.tokens must be {usual} with protocol {protocol}, got {tokens}.")
         self.protocol: Protocol = protocol
-        self.tokens: Tokens = tokens or convention.tokens
+        self.tokens: Tokens = tokens or usual
         self.batches = batches
         self.quantities = quantities
         self.every_n_steps = every_n_steps

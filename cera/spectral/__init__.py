@@ -7,6 +7,8 @@ this package offers three:
 - ``latent``: the input of ``W_down``, tokens x r.
 - ``weight``: for linear adapters, the singular values of ``s B A`` itself, without data.
 
+Each is measured as it is and, of the first two, minus its mean over the tokens (``cera.spectral.convention``).
+
 ``H`` is never held in memory. A stream of activations ``Z`` (tokens x k) is reduced to the k x k triangular factor
 ``R`` of its QR decomposition, ``Z = Q R``, which has the same singular values. ``R`` is the square root of the Gram
 matrix (``Z^T Z = R^T R``) and as cheap to store and merge, but it does not square the spectrum: the eigenvalues

@@ -5,7 +5,7 @@ summarize(spectra.values["update_centred"], spectra.ranks, PROTOCOLS["authors"])
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from cera.spectral.files import CENTRED
 from cera.spectral.sample import Tokens
@@ -59,23 +59,6 @@ PROTOCOLS: dict[Protocol, Convention] = {
 """The conventions by name; docs/spectra.md says where each is from."""
 
 
-def protocol_convention(name: str) -> Convention:
-    """Return a convention by name.
-
-    Raises:
-        ValueError: There is none of this name.
-    """
-    for protocol in get_args(Protocol):
-        if protocol == name:
-            return PROTOCOLS[protocol]
-    raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {name}.")
-
-
-def centring(centre: bool) -> str:
-    """Return the words for a table or a figure."""
-    return "centred" if centre else "not centred"
-
-
 def matrix_name(quantity: str, centre: bool) -> str:
     """Return the name of a matrix in ``Spectra.values``: ``update``, ``update_centred``; a weight has no tokens."""
     return quantity + CENTRED if centre and quantity != "weight" else quantity
@@ -84,4 +67,5 @@ def matrix_name(quantity: str, centre: bool) -> str:
 def describe_matrix(name: str) -> str:
     """Return the words for a matrix of ``Spectra.values``: ``update, centred``."""
     quantity = name.removesuffix(CENTRED)
-    return quantity if quantity == "weight" else f"{quantity}, {centring(name != quantity)}"
+    centring = "centred" if name != quantity else "not centred"
+    return quantity if quantity == "weight" else f"{quantity}, {centring}"

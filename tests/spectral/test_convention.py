@@ -10,7 +10,7 @@ import cera
 from cera.callbacks import SpectralTracker
 from cera.runs.finished import curve
 from cera.spectral.aggregate import OURS, last_layers, mean_spectrum, metric_prefix, metrics, summarize
-from cera.spectral.convention import PROTOCOLS, Convention, describe_matrix, matrix_name, protocol_convention
+from cera.spectral.convention import PROTOCOLS, Convention, describe_matrix, matrix_name
 from cera.spectral.files import MATRICES, Spectra
 from cera.spectral.recorder import measure
 from cera.spectral.sample import pad_to_longest
@@ -140,8 +140,6 @@ def test_names():
 def test_errors():
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
         Convention(layers=0)
-    with pytest.raises(ValueError, match="protocol must be one of paper, authors, ours, got theirs"):
-        protocol_convention("theirs")
 
 
 def test_logged_names_say_the_convention_and_do_not_flood():
@@ -192,7 +190,7 @@ def test_the_same_rows_have_the_same_identity_at_each_validation(tiny_llama, tmp
     ("arguments", "message"),
     [
         ({"protocol": "theirs"}, "SpectralTracker.protocol must be one of paper, authors, ours, got theirs"),
-        ({"tokens": "prompt"}, "SpectralTracker.tokens must be of answer, all, with_padding, got prompt"),
+        ({"tokens": "prompt"}, "SpectralTracker.tokens must be one of answer, all, with_padding, got prompt"),
         (
             {"protocol": "authors", "tokens": "all"},
             "SpectralTracker.tokens must be with_padding with protocol authors, got all",

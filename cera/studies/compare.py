@@ -104,9 +104,10 @@ def write_csv(rows: Sequence[ComparisonRow], path: Path) -> None:
     """
     names = [field.name for field in fields(ComparisonRow)]
     at = names.index("measures")
-    centred = [name + CENTRED for name in MEASURES]
+    measures = [measure.name for measure in MEASURES.values() if not measure.needs_shape]  # those are of weights
+    centred = [name + CENTRED for name in measures]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*names[:at], *MEASURES, *centred, *names[at + 2 :]])
+        writer = csv.DictWriter(file, [*names[:at], *measures, *centred, *names[at + 2 :]])
         writer.writeheader()
         for row in rows:
             figures = {name: getattr(row, name) for name in names if name not in ("measures", "centred")}

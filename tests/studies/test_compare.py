@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import signal
 import sys
 import threading
@@ -42,6 +43,10 @@ def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
         assert int(row["parameters"]) == 4 * 64 * (3 * 64 + 32)
         assert float(row["perplexity"]) == run.curve("val/perplexity")[8]
         assert float(row["effective_rank"]) > 1
+        assert float(row["effective_rank_centred"]) != float(row["effective_rank"])
+        assert re.fullmatch(r"[\d,]+ tokens of data \w{8}", row["sample"])
+    (header,) = [line for line in printed.splitlines() if "PPL" in line]
+    assert "ER, centred" in header
         assert all(row[column] for column in row if column not in ("tokens_per_second", "peak_memory_gib"))
 
     # once more: nothing is trained again

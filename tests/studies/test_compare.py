@@ -45,9 +45,9 @@ def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
         assert float(row["effective_rank"]) > 1
         assert float(row["effective_rank_centred"]) != float(row["effective_rank"])
         assert re.fullmatch(r"[\d,]+ tokens of data \w{8}", row["sample"])
+        assert all(row[column] for column in row if column not in ("tokens_per_second", "peak_memory_gib"))
     (header,) = [line for line in printed.splitlines() if "PPL" in line]
     assert "ER, centred" in header
-        assert all(row[column] for column in row if column not in ("tokens_per_second", "peak_memory_gib"))
 
     # once more: nothing is trained again
     monkeypatch.setattr(compare, "TRAIN", ("false",))

@@ -5,12 +5,15 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from command_line import command
 from conftest import REPOSITORY
 
 from cera.runs.finished import FinishedRun
+from cera.spectral.files import Spectra, spectra_files
+from cera.spectral.sample import Sample
 from cera.studies import compare
 from cera.studies.compare_command import main
 
@@ -52,6 +55,16 @@ def test_one_command_one_table(options, tmp_path, monkeypatch, capsys):
     # once more: nothing is trained again
     monkeypatch.setattr(compare, "TRAIN", ("false",))
     assert main(given) == 0
+    assert "Not comparable" not in capsys.readouterr().err
+
+    # spectra of other tokens
+    file = spectra_files(tmp_path / "runs" / "lora")[8]
+    replace(Spectra.read(file), sample=Sample("answer", 7, "0" * 16)).save(file)
+    assert main(given) == 0
+    assert re.search(
+        r"warning: Not comparable: cera was measured on [\d,]+ tokens of data \w{8}, and lora on 7 answer tokens of ",
+        capsys.readouterr().err,
+    )
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def _table(labelled: dict[str, Spectra], quantity: str, convention: Convention) 
 
 
 def _figure(labelled: dict[str, Spectra], tables: list[ConventionTable], differing: str | None) -> Figure:
-    """Return a figure with a row of panels for each table."""
+    """Return a figure with a row of panels for each table. Its lines are means over layers, whatever the aggregate."""
     rows = {
         describe_matrix(shown.matrix): {
             label: last_layers(labelled[label].values[shown.matrix], shown.convention.layers)
@@ -142,7 +142,8 @@ def _figure(labelled: dict[str, Spectra], tables: list[ConventionTable], differi
         }
         for shown in tables
     }
-    return side_by_side(rows, differing or "; ".join(tables[0].heading.split("; ")[1:]))
+    drawn = replace(tables[0], convention=replace(tables[0].convention, aggregate="mean_of_layers"))
+    return side_by_side(rows, differing or drawn.heading.partition("; ")[2])
 
 
 def _adapter_spectra(folder: Path, options: argparse.Namespace, convention: Convention) -> AdapterSpectra:

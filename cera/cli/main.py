@@ -36,6 +36,9 @@ COMMANDS = {
     "lm-eval": Command("cera.evaluation.lm_eval_command", "lm-eval", "run lm-evaluation-harness on an adapter"),
     "spectra": Command("cera.spectral.command", "train", "effective rank and AUC-90 of finished adapters"),
     "linearize": Command("cera.linearize.command", "train", "fit a LoRA to a finished CeRA adapter"),
+    "intervene": Command(
+        "cera.interventions.command", "eval", "replace an adapter's activation by its linear part or the rest"
+    ),
     "estimate": Command("cera.memory.command", "train", "estimate the memory that training takes"),
     "lr-robustness": Command(
         "cera.studies.lr_robustness_command", "studies", "perplexity over learning rates, by adapter"

@@ -45,3 +45,30 @@ def measured_batches(base: str, file: Path | None, rows: int, padded: bool) -> l
         return batches
     assert data.validation_stream is not None
     return pad_to_longest(batches, data.validation_stream.encoder.tokenizer.pad_token_id)
+
+
+def separate_rows(base: str, file: Path | None, rows: int, fit_rows: int) -> ChatData:
+    """Return rows to measure on as the held-out rows of a data module, and others to fit to as its training rows.
+
+    Every row is a document of its own. The data module is checked but not yet read.
+
+    Args:
+        base: Base model whose tokenizer encodes them.
+        file: A chat file, of which ``rows`` are held out at random, with a fixed seed; ``None`` takes word problems
+            that follow those of the embedded training set, which repeat none of them.
+        rows: Number of rows to measure on.
+        fit_rows: Number of rows to fit to that a user asks for; the training rows of a file may be more.
+
+    Raises:
+        DataError: A number of rows or the file is invalid.
+    """
+    for name, value in (("rows", rows), ("fit-rows", fit_rows)):
+        if value < 1:
+            raise DataError(f"--{name} must be at least 1, got {value}.")
+    trained = ReasoningGymWordProblems().size
+    dataset = (
+        ChatDataset(data_files=str(file)) if file else ReasoningGymWordProblems(size=rows + fit_rows, skip=trained)
+    )
+    data = ChatData(dataset, base, validation_rows=rows, packing=False)
+    data.check()
+    return data

@@ -127,14 +127,23 @@ def visit_inputs(model: nn.Module, batches: Iterable[Batch], updates: list[Layer
     handles = [update.layer.register_forward_pre_hook(partial(collector.receive, update)) for update in updates]
     try:
         for batch in batches:
-            names = ("input_ids", "attention_mask", "position_ids")
-            inputs = {name: batch[name].to(device) for name in names if name in batch}
-            is_token = batch.get("tokens", batch.get("attention_mask"))
-            mask = collector.mask = None if is_token is None else is_token.to(device).bool()
-            tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            inputs, collector.mask, count = model_inputs(batch, device)
+            tokens += count
             model(**inputs, logits_to_keep=1)
             collector.flush()
     finally:
         for handle in handles:
             handle.remove()
     return tokens
+
+
+def model_inputs(batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], Tensor | None, int]:
+    """Return the arguments of the model for a batch, which positions are tokens, and the number of tokens.
+
+    The mask is (batch, length) bool, from ``tokens`` or else ``attention_mask``; ``None`` if the batch has neither.
+    """
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {name: batch[name].to(device) for name in names if name in batch}
+    is_token = batch.get("tokens", batch.get("attention_mask"))
+    mask = None if is_token is None else is_token.to(device).bool()
+    return inputs, mask, inputs["input_ids"].numel() if mask is None else int(mask.sum())

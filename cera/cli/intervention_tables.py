@@ -5,8 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from cera.cli.tables import table
-from cera.interventions.affine import Level
-from cera.interventions.fit import LayerFit
+from cera.interventions.affine import LayerFit, Level
 from cera.interventions.summary import ConditionSummary, DecileSummary
 
 

@@ -9,9 +9,10 @@ for row in Summarizer(scores).conditions():
     print(row.label, row.difference)
 """
 
-from cera.interventions.affine import LEVELS, AffineMap, Energies, LatentFactor, Level
-from cera.interventions.fit import PARTS, InterventionError, LayerFit, Part, fit, intervened
-from cera.interventions.measure import Condition, TokenScores, adapter_nll, conditions, measure
+from cera.interventions.affine import LEVELS, AffineMap, Energies, LatentFactor, LayerFit, Level
+from cera.interventions.fitting import fit
+from cera.interventions.replacement import PARTS, InterventionError, Part, Replacement, intervened
+from cera.interventions.scores import Condition, TokenScores, adapter_nll, conditions, measure
 from cera.interventions.summary import Summarizer
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LayerFit",
     "Level",
     "Part",
+    "Replacement",
     "Summarizer",
     "TokenScores",
     "adapter_nll",

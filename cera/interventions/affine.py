@@ -73,6 +73,25 @@ class Energies:
     curvature: float
 
 
+@dataclass(frozen=True)
+class LayerFit:
+    """The maps that come closest to the activation of one layer.
+
+    Attributes:
+        name: Name of the layer in the base model.
+        maps: The map of each level.
+        calibration: Shares of the maps' parts on the data of the fit, by level.
+        held_out: The same on other data; empty without any.
+        tokens: Number of tokens of the fit.
+    """
+
+    name: str
+    maps: dict[Level, AffineMap]
+    calibration: dict[Level, Energies]
+    held_out: dict[Level, Energies]
+    tokens: int
+
+
 class LatentFactor:
     """The triangular factor of [1 z y], from which fits and energies are computed.
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
 
-from cera.adapters.config import BranchConfig
+from cera.adapters import BranchConfig
 from cera.cli import intervention_tables as tables
 from cera.cli.command_parser import CommandParser
 from cera.cli.errors import UsageError
@@ -35,12 +35,12 @@ from cera.cli.outputs import check_output
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.data.measured import separate_rows
-from cera.interventions.affine import LEVELS, Level
+from cera.interventions.affine import LEVELS, LayerFit, Level
 from cera.interventions.exact_match import TaskUnderInterventions
 from cera.interventions.figure import figure
-from cera.interventions.fit import LayerFit, fit
-from cera.interventions.measure import TokenScores, adapter_nll, conditions, labelled_documents, measure
+from cera.interventions.fitting import fit
 from cera.interventions.report import condition_rows, decile_rows, exact_match_rows, layer_rows, write_csv, write_json
+from cera.interventions.scores import TokenScores, adapter_nll, conditions, labelled_documents, measure
 from cera.interventions.summary import RESAMPLES, Summarizer
 from cera.models.backbone import load_config, load_tokenizer
 from cera.progress import progress

@@ -12,8 +12,9 @@ from peft import PeftModel
 from cera.evaluation.compare import EvaluationComparison, compare, read_results
 from cera.evaluation.evaluate import Evaluation, PromptedProblem, evaluate, prepare
 from cera.evaluation.generation import TransformersBackend
-from cera.interventions.fit import LayerFit, intervened
-from cera.interventions.measure import Condition
+from cera.interventions.affine import LayerFit
+from cera.interventions.replacement import intervened
+from cera.interventions.scores import Condition
 
 CONDITIONS = (Condition("whole"), Condition("affine", "full"), Condition("gain", "full"), Condition("none"))
 """What is evaluated."""

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cera.evaluation.compare import EvaluationComparison
-from cera.interventions.affine import LEVELS
-from cera.interventions.fit import LayerFit
+from cera.interventions.affine import LEVELS, LayerFit
 from cera.interventions.summary import ConditionSummary, DecileSummary, Estimate
 from cera.runs.files import replacing
 

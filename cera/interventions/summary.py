@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cera.evaluation.clusters import ClusterBootstrap
-from cera.interventions.measure import TokenScores
+from cera.interventions.scores import TokenScores
 
 DECILES = 10
 RESAMPLES = 10_000

@@ -86,6 +86,7 @@ OTHERS = {
     "overlap": ["--train=a.jsonl", "--test=b.jsonl", "--thresh=0.5"],
     "spectra": ["runs/a", "--quantit=latent"],
     "linearize": ["runs/a", "--row=3"],
+    "intervene": ["runs/a", "--fit-row=3"],
     "lr-robustness": ["runs", "--ou=x.png"],
     "compare-adapters": ["a.yaml", "b.yaml", "--run=x"],
     "estimate": [SMOL, "--device=3"],

@@ -17,8 +17,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from cera.data.chat import IGNORE
-from cera.interventions.affine import Level
-from cera.interventions.fit import InterventionError, LayerFit, Part, intervened
+from cera.interventions.affine import LayerFit, Level
+from cera.interventions.replacement import InterventionError, Part, intervened
 from cera.linearize.fit import Progress, silent
 from cera.training.documents import split_documents
 
@@ -89,8 +89,10 @@ def measure(
         what: What is being done, for ``progress``.
 
     Raises:
-        InterventionError: The data have no labelled token.
+        InterventionError: The data have no labelled token, or the model is in training mode.
     """
+    if model.training:
+        raise InterventionError("the model is in training mode, in which dropout blurs what is measured: call eval().")
     documents = labelled_documents(data)
     base: list[np.ndarray] = []
     nll: dict[str, list[np.ndarray]] = {}

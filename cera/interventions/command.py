@@ -13,10 +13,9 @@ interventions.json go to interventions/ in RUN_OR_ADAPTER_DIR.
 """
 
 import argparse
-import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,11 +39,12 @@ from cera.interventions.exact_match import TaskUnderInterventions
 from cera.interventions.figure import figure
 from cera.interventions.fitting import fit
 from cera.interventions.report import condition_rows, decile_rows, exact_match_rows, layer_rows, write_csv, write_json
-from cera.interventions.scores import TokenScores, adapter_nll, conditions, labelled_documents, measure
+from cera.interventions.scores import TokenScores, adapter_nll, conditions, measure
 from cera.interventions.summary import RESAMPLES, Summarizer
 from cera.models.backbone import load_config, load_tokenizer
 from cera.progress import progress
 from cera.runs.saved_adapter import SavedAdapter
+from cera.spectral.sample import FINGERPRINTS, fingerprint
 
 FILES = ("interventions.json", "layers.csv", "conditions.csv", "deciles.csv", "interventions.png")
 """What is always written."""
@@ -126,7 +126,6 @@ def _prepare(options: argparse.Namespace) -> _Prepared:
     data.setup()
     batches = list(data.val_dataloader())
     fit_batches = list(islice(data.train_dataloader(), -(-options.fit_rows // data.batch_size)))
-    documents = labelled_documents(batches)
     identity = {
         "adapter": str(saved.folder),
         "adapter_sha256": saved.digest(),
@@ -134,15 +133,15 @@ def _prepare(options: argparse.Namespace) -> _Prepared:
         "dtype": options.dtype,
         "data": json.loads(data.state_dict()["identity"]),
         "rows": {"measured": options.rows, "fit": sum(len(batch["input_ids"]) for batch in fit_batches)},
-        "measured_tokens_sha256": _digest([tensor for pair in documents for tensor in pair]),
-        "fit_tokens_sha256": _digest([batch["input_ids"] for batch in fit_batches]),
+        "measured_data": _fingerprint(batches),
+        "fit_data": _fingerprint(fit_batches),
         "layers_chosen": options.layers,
     }
     if other is not None:
         identity |= {"against": str(other.folder), "against_sha256": other.digest()}
     task = None
     if evaluation is not None:
-        names = ("base", "dtype", "adapter_sha256", "fit_tokens_sha256", "layers_chosen")
+        names = ("base", "dtype", "adapter_sha256", "fit_data", "layers_chosen")
         model = {name: identity[name] for name in names}
         tokenizer, config = load_tokenizer(saved.base), load_config(saved.base)
         task = TaskUnderInterventions(evaluation, tokenizer, options.out / "exact_match", model, config)
@@ -213,9 +212,6 @@ def _by_layer(
     return rows
 
 
-def _digest(tensors: Sequence[torch.Tensor]) -> str:
-    """Return the SHA-256 of integer tensors, which tells other data apart."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+def _fingerprint(batches: Sequence[Mapping[str, Any]]) -> str:
+    """Return the identity of the documents in batches, as spectra record it: 16 hexadecimal digits."""
+    return f"{sum(fingerprint(batch) or 0 for batch in batches) % FINGERPRINTS:016x}"

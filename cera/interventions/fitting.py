@@ -1,4 +1,4 @@
-"""Fits affine maps to the activations of a trained adapter, and puts their parts in the activations' place.
+"""Fits affine maps to the activations of a trained adapter, from the pre-activations of real tokens.
 
 fits = cera.interventions.fit(model, calibration_batches, held_out=other_batches)
 with cera.interventions.intervened(model, fits, "affine", level="full"):

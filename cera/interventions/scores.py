@@ -101,20 +101,17 @@ def measure(
         with model.disable_adapter():
             base.append(_nll(_log_probabilities(model, ids, labels), labels))
         whole = _log_probabilities(model, ids, labels)
+        probabilities = whole.exp()
         nll.setdefault("whole", []).append(_nll(whole, labels))
         for condition in interventions:
             with intervened(model, fits, condition.part, condition.level or "full", adapter):
                 predicted = _log_probabilities(model, ids, labels)
             nll.setdefault(condition.label, []).append(_nll(predicted, labels))
-            kl.setdefault(condition.label, []).append(kl_divergence(whole, predicted).cpu().numpy())
+            divergence = (probabilities * (whole - predicted)).sum(dim=-1)
+            kl.setdefault(condition.label, []).append(divergence.cpu().numpy())
     problem = np.repeat(np.arange(len(documents)), [len(scores) for scores in base])
     joined = ({label: np.concatenate(scores) for label, scores in by_label.items()} for by_label in (nll, kl))
     return TokenScores(problem, np.concatenate(base), *joined)
-
-
-def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Return KL(p || q) in nats of log-probabilities (..., vocabulary)."""
-    return (p.exp() * (p - q)).sum(dim=-1)
 
 
 @torch.no_grad()

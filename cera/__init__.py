@@ -23,6 +23,7 @@ with exit_at_interrupt() if is_command() else nullcontext():  # these imports ta
         ParallelConfig,
         ParallelModel,
         bottleneck_for,
+        calibrate,
         register_adapter,
     )
     from cera.linearize import Linearization, linearize
@@ -42,6 +43,7 @@ __all__ = [
     "ParallelModel",
     "__version__",
     "bottleneck_for",
+    "calibrate",
     "linearize",
     "register_adapter",
 ]

@@ -90,6 +90,19 @@ METHODS = {
         lambda s, r: r * (3 * s.d + s.v) + s.d + s.v,
         "CeRA, Section 6 (future work)",
     ),
+    "cera_aligned": _weight_level("W0 x + alpha/r W_down act(W_up D(x))", "the authors' code"),
+    "cera_learned_mix": Method(
+        "W0 x + alpha/r W_down (z + gamma (silu(z) - z)), z = W_up D(x)",
+        "r (3d + v) + 2",
+        lambda s, r: r * (3 * s.d + s.v) + 2,
+        "the authors' code",
+    ),
+    "cera_recurrent": Method(
+        "W0 x + alpha/r W_down h, h = W_up D(x), then h += U silu(V rms(h)) / n, n times",
+        "r (3d + v) + 4 r^2",
+        lambda s, r: r * (3 * s.d + s.v) + 4 * r * r,
+        "the authors' code",
+    ),
     "cera_module": Method("attn(x) + s W_down D(silu(W_up x))", "2 r d", lambda s, r: 2 * r * s.d, "CeRA, Table 3"),
     "lora": _weight_level("W0 x + alpha/r B A D(x)", "Hu et al. 2021"),
     "rslora": _weight_level("W0 x + alpha/sqrt(r) B A D(x)", "Kalajdzievski 2023"),
@@ -120,7 +133,7 @@ METHODS = {
 """Descriptions by configuration file; a file not listed here has that of its ``FAMILY``."""
 
 FAMILY = {"qlora": "lora", "qcera": "cera", **{f"cera_{name}": "cera" for name in ("relu", "gelu", "tanh", "identity")}}
-FAMILY["cera_no_dropout"] = "cera"
+FAMILY |= {f"cera_{name}": "cera" for name in ("no_dropout", "authors", "calibrated", "sine")}
 
 
 def names() -> list[str]:
@@ -177,6 +190,7 @@ def page() -> str:
         "values, and `D` is dropout. Sizes are given as a formula per decoder layer, and for the whole model at the",
         "configured r.",
         "To use one: `python train.py --config configs/parts/smol.yaml --config configs/adapters/NAME.yaml`.",
+        "[CeRA's variants](variants.md) explains the settings in which the CeRAs differ.",
         "",
         "| configuration | adapted layer | parameters per layer | r | SmolLM2-135M | Llama-3-8B | merges | source |",
         "| --- | --- | --- | ---: | ---: | ---: | --- | --- |",

@@ -4,9 +4,11 @@
 """
 
 from cera.adapters.activations import ACTIVATIONS
+from cera.adapters.branch_config import BranchConfig
 from cera.adapters.branch_model import BranchModel, with_current_prefix
 from cera.adapters.budget import bottleneck_for, trainable_parameters
-from cera.adapters.config import BranchConfig, CeraConfig, HoulsbyConfig, ParallelConfig
+from cera.adapters.calibrate import calibrate
+from cera.adapters.config import CeraConfig, HoulsbyConfig, ParallelConfig
 from cera.adapters.experts import CeraExperts
 from cera.adapters.layer import BranchLayer, CeraLayer
 from cera.adapters.model import CeraModel, HoulsbyModel, ParallelModel
@@ -30,6 +32,7 @@ __all__ = [
     "ParallelConfig",
     "ParallelModel",
     "bottleneck_for",
+    "calibrate",
     "register_adapter",
     "trainable_parameters",
     "with_current_prefix",

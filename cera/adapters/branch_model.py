@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
-from cera.adapters.config import BranchConfig
+from cera.adapters.branch_config import BranchConfig
 from cera.adapters.experts import CeraExperts
 from cera.adapters.layer import NOT_MERGEABLE, BranchLayer, CeraLayer
 from cera.adapters.module_layer import ModuleLayer

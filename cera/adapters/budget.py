@@ -3,6 +3,7 @@
 bottleneck_for(trainable_parameters(CeraConfig(r=64), model), HoulsbyConfig(), model)
 """
 
+import bisect
 import copy
 
 import torch
@@ -29,28 +30,35 @@ def trainable_parameters(config: PeftConfig, model: nn.Module | PretrainedConfig
 def bottleneck_for(budget: int, config: PeftConfig, model: nn.Module | PretrainedConfig) -> int:
     """Return the greatest ``r`` with which ``config`` trains at most ``budget`` parameters of ``model``.
 
-    Each unit of ``r`` costs the same: in + out parameters for each adapted module (one more with biases, whose out
-    parameters of ``W_down`` do not depend on ``r``). So two counts give all others.
+    A unit of ``r`` costs in + out parameters for each adapted module (one more with biases, whose out parameters of
+    ``W_down`` do not depend on ``r``), and a recurrent latent ``2 r^2``. So three counts give all others.
 
     Args:
         budget: Number of trainable parameters, such as ``trainable_parameters`` of another adapter.
-        config: CeRA at either granularity, Houlsby, Parallel, or another method whose size is linear in ``r``;
-            its own ``r`` is not used.
+        config: CeRA at either granularity, Houlsby, Parallel, or another method whose size is quadratic or
+            linear in ``r``; its own ``r`` is not used.
         model: See ``trainable_parameters``.
 
     Raises:
-        ValueError: The budget is too small for ``r = 1``, or the method's size is not linear in ``r``.
+        ValueError: The budget is too small for ``r = 1``, or the method's size is no quadratic function of ``r``.
     """
-    smallest, next_size = (_size_at(r, config, model) for r in (1, 2))
-    step = next_size - smallest
+    smallest, second, third = (_size_at(r, config, model) for r in (1, 2, 3))
+    step, bend = second - smallest, third - 2 * second + smallest
+
+    def size(r: int) -> int:
+        return smallest + (r - 1) * step + (r - 1) * (r - 2) // 2 * bend
+
     name = type(config).__name__
     if budget < smallest:
         raise ValueError(
             f"{name} trains {smallest:,} parameters of this model at r=1: more than the {budget:,} of the budget."
         )
-    r = 1 + (budget - smallest) // step if step > 0 else 1
-    if step <= 0 or _size_at(r, config, model) != smallest + (r - 1) * step:
-        raise ValueError(f"the number of parameters of {name} is not linear in r: there is no bottleneck for a budget.")
+    grows = step > 0 and bend >= 0
+    r = bisect.bisect_right(range(1, 2 + (budget - smallest) // step), budget, key=size) if grows else 1
+    if not grows or _size_at(r, config, model) != size(r):
+        raise ValueError(
+            f"the number of parameters of {name} is no quadratic function of r: there is no bottleneck for a budget."
+        )
     return r
 
 

@@ -1,144 +1,39 @@
-"""Configurations of CeRA and of the module-level adapters it is compared to, in the form PEFT expects of a tuner."""
+"""Configurations of CeRA and of the module-level adapters it is compared to."""
 
-import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
-from peft import PeftConfig
 from torch import Tensor, nn
 
-from cera.adapters.activations import ACTIVATIONS, make_activation
+from cera.adapters.branch_config import ACTIVATION_HELP, BranchConfig, is_positive
+from cera.adapters.recurrent import RecurrentLatent
 from cera.adapters.targets import Placement
 
 Granularity = Literal["weight", "module"]
 """Where CeRA lies: beside single linear layers, or beside whole attention or feed-forward modules (Table 3)."""
-ACTIVATION_HELP = f"One of {', '.join(ACTIVATIONS)}, or any name of transformers' ACT2FN."
-
-
-@dataclass
-class BranchConfig(PeftConfig):
-    """The settings that the adapters of this package share: an update ``s * W_down(D(act(W_up x)))``.
-
-    Args:
-        r: Width of the latent, the bottleneck. ``W_up`` is (r, in), ``W_down`` is (out, r).
-        scaling: The scalar ``s`` on the update.
-        activation: Name of the non-linearity, in ``cera.adapters.ACTIVATIONS`` or transformers' ``ACT2FN``.
-        dropout: Probability of dropping a latent unit, in training only, in [0, 1).
-        target_modules: Names (matched as suffixes) or one regular expression of the modules to adapt. ``None``
-            takes the method's usual targets in the model's architecture.
-        exclude_modules: Names or a regular expression of modules to leave alone.
-        layers_to_transform: Index or indices of the layers to adapt; ``None`` adapts all.
-        layers_pattern: Name of the module list the indices count in, if it has an unusual one.
-        rank_pattern: Module name or regular expression -> ``r``, overriding ``r`` for those modules.
-        modules_to_save: Further modules, trained whole and saved with the adapter.
-        trainable_token_indices: Tokens whose embeddings are trained and saved with the adapter, such as new special
-            tokens: a list for the input embedding (and the output, if the two are tied), or lists by module name.
-        init_weights: ``True`` starts ``W_down`` at zero, so that step 0 is the base model exactly. ``False``
-            draws it as ``W_up`` is drawn.
-
-    Raises:
-        ValueError: A field is out of its range; the message names the field and what would be right.
-    """
-
-    method: ClassVar[str]
-    """Name of the ``PeftType``, which ``cera.register_adapter`` adds."""
-    prefix: ClassVar[str]
-    """Beginning of the names of the adapter's weights, such as ``cera_``."""
-    sequential: ClassVar[bool] = False
-    """Whether a module-level adapter reads the module's output, and not its input."""
-    biased: ClassVar[bool] = False
-    """Whether both projections have a bias, zero at the start."""
-
-    r: int = field(default=64, metadata={"help": "Width of the latent (rank of both projections)."})
-    scaling: float = field(default=1.0, metadata={"help": "The scalar s on the update."})
-    activation: str = field(default="silu", metadata={"help": ACTIVATION_HELP})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the latent, in [0, 1)."})
-    target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={"help": "Names or a regex of the modules to adapt (default: by method and architecture)."},
-    )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names or a regex of modules to leave alone."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the layers to adapt (default: all)."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the module list that layers_to_transform counts in."}
-    )
-    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Module name or regex -> its own r."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules, trained whole and saved with the adapter."}
-    )
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "Tokens whose embeddings are trained as well: a list, or lists by module."}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op (W_down = 0)."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT's own convention
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
-        self._check()
-
-    @property
-    def default_placement(self) -> Placement | None:
-        """The whole modules that are adapted by default; ``None`` if linear layers are adapted."""
-        raise NotImplementedError
-
-    def draw(self, weight: Tensor) -> None:
-        """Fill ``weight`` (out, in) at random: uniform in +-1/sqrt(in), as ``nn.Linear`` and LoRA's A."""
-        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-
-    def _check(self) -> None:
-        self._demand("r", _is_positive_int(self.r), "a positive integer")
-        if not isinstance(self.rank_pattern, dict):
-            raise ValueError(f"{self._name}.rank_pattern must map module names to ranks, got {self.rank_pattern!r}.")
-        for name, rank in self.rank_pattern.items():
-            if not _is_positive_int(rank):
-                raise ValueError(f"{self._name}.rank_pattern[{name!r}] must be a positive integer, got {rank!r}.")
-        self._demand("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "in [0, 1)")
-        self._demand("scaling", _is_number(self.scaling) and math.isfinite(self.scaling), "a finite number")
-        self._demand("activation", isinstance(self.activation, str), "the name of an activation")
-        try:
-            make_activation(self.activation)
-        except ValueError as error:
-            raise ValueError(f"{self._name}.activation cannot be used: {error}") from error
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            kinds = (list, set, tuple) if name == "modules_to_save" else (list, set, tuple, str)
-            value = getattr(self, name)
-            self._demand(name, value is None or isinstance(value, kinds), "a list of module names")
-        by_module = self.trainable_token_indices
-        lists = list(by_module.values()) if isinstance(by_module, dict) else [by_module]
-        valid = by_module is None or (bool(lists) and all(map(_are_tokens, lists)))
-        self._demand("trainable_token_indices", valid, "a list of token ids, or such lists by module name")
-        self._demand("init_weights", isinstance(self.init_weights, bool), "true or false")
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError(f"{self._name}.layers_to_transform needs target_modules as a list, not as a regex.")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError(f"{self._name}.layers_pattern needs layers_to_transform to be set too.")
-
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
-
-    def _demand(self, name: str, holds: bool, what: str) -> None:
-        if not holds:
-            raise ValueError(f"{self._name}.{name} must be {what}, got {getattr(self, name)!r}.")
-
-    def _demand_one_of(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        self._demand(name, isinstance(value, str) and value in choices, f"one of {', '.join(choices)}")
+Init = Literal["kaiming_uniform", "kaiming_normal", "calibrated"]
+"""How ``W_up`` starts; see ``CeraConfig``."""
+DropoutOn = Literal["latent", "input"]
+"""What dropout acts on: the latent (Eq. 2) or the input of ``W_up``."""
 
 
 @dataclass
 class CeraConfig(BranchConfig):
-    """Settings of CeRA, ``h = W0 x + s * W_down(D(silu(W_up x)))`` (paper Eq. 2).
+    """Settings of CeRA, ``h = W0 x + s * W_down(D(silu(W_up x)))`` (paper Eq. 2), and of the variants of its authors.
+
+    ``paper``, ``authors`` and ``aligned`` return the three CeRAs that are published.
 
     Args:
         scaling: The scalar ``s`` on the update. The paper does not tie it to ``r`` as LoRA's alpha/r does.
+        alpha: If given, ``s = alpha / r`` with each module's own ``r``, in place of ``scaling``.
+        activation: See ``BranchConfig``. ``learned_mix`` trains one more scalar in each module.
+        dropout_on: ``"latent"`` drops latent units (Eq. 2), ``"input"`` the inputs of ``W_up``, as LoRA does.
+        init: How ``W_up`` starts. ``"kaiming_uniform"``: uniform in +-1/sqrt(in), as LoRA's A, a standard deviation of
+            ``1/sqrt(3 in)``. ``"kaiming_normal"``: normal with ``sqrt(2/in)``. ``"calibrated"``: the first, scaled once
+            by ``cera.calibrate`` so that the pre-activation ``W_up x`` of every module has a root mean square of
+            ``calibration_std``; ``CausalLM`` does it before the first step. Until then it is the first.
+        calibration_std: Root mean square of the pre-activations that ``init="calibrated"`` aims at.
+        recurrent_steps: Number of residual steps on the latent; see ``cera.adapters.recurrent``. 0 has none.
         granularity: ``"weight"`` puts a branch beside each target, a linear layer; ``target_modules=None`` takes
             PEFT's targets for LoRA in the model's architecture, queries and values in most. ``"module"``
             is the ablation of Table 3: the branch lies beside a whole attention module (the default target) or
@@ -155,7 +50,7 @@ class CeraConfig(BranchConfig):
     method: ClassVar[str] = "CERA"
     prefix: ClassVar[str] = "cera_"
 
-    dropout: float = field(default=0.1, metadata={"help": "Dropout on the latent, in [0, 1)."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout on the latent or the input, in [0, 1)."})
     granularity: Granularity = field(
         default="weight", metadata={"help": "Beside linear layers ('weight') or whole modules ('module')."}
     )
@@ -163,11 +58,78 @@ class CeraConfig(BranchConfig):
     target_parameters: list[str] | None = field(
         default=None, metadata={"help": "Names of the weights of fused experts to adapt as well (default: none)."}
     )
+    init: Init = field(
+        default="kaiming_uniform", metadata={"help": "How W_up starts: kaiming_uniform, kaiming_normal or calibrated."}
+    )
+    calibration_std: float = field(
+        default=1.0, metadata={"help": "Root mean square of the pre-activations that init=calibrated aims at."}
+    )
+    alpha: float | None = field(default=None, metadata={"help": "If given, s = alpha / r, in place of scaling."})
+    dropout_on: DropoutOn = field(
+        default="latent", metadata={"help": "Drop units of the latent, or of the input of W_up ('input')."}
+    )
+    recurrent_steps: int = field(default=0, metadata={"help": "Number of residual steps on the latent (0: none)."})
+
+    @classmethod
+    def paper(cls, r: int, **settings: Any) -> Self:
+        """Return the CeRA of the paper (v5): Eq. 2 with SiLU, and dropout 0.1 on the latent (App. A).
+
+        What the paper leaves open is as in the defaults: ``s = 1`` ("a scaling scalar"), and ``W_up`` starts as LoRA's
+        A.
+
+        Args:
+            r: Width of the latent.
+            settings: Further settings, which override those of the preset.
+        """
+        preset = {"activation": "silu", "dropout": 0.1, "dropout_on": "latent", "init": "kaiming_uniform"}
+        return cls(**{"r": r, **preset, **settings})
+
+    @classmethod
+    def authors(cls, r: int, **settings: Any) -> Self:
+        """Return the CeRA of the authors' code (its variant "legacy"): ``paper`` with ``init="kaiming_normal"``.
+
+        Their latent is ``r`` wide where a module's input is as wide as the hidden states, and in proportion elsewhere,
+        as beside ``down_proj``, where ``rank_pattern`` can say it.
+
+        Args:
+            r: Width of the latent.
+            settings: Further settings, which override those of the preset.
+        """
+        return cls.paper(r, **{"init": "kaiming_normal", **settings})
+
+    @classmethod
+    def aligned(cls, r: int, **settings: Any) -> Self:
+        """Return the CeRA that the authors' code aligns with PEFT's LoRA (its variant "peft_aligned").
+
+        ``s = alpha / r`` with ``alpha = r``, dropout on the input, and ``W_up`` starts as LoRA's A, so that it differs
+        from a LoRA with ``lora_alpha = r`` by the activation only.
+
+        Args:
+            r: Width of the latent.
+            settings: Further settings, which override those of the preset.
+        """
+        return cls.paper(r, **{"alpha": float(r), "dropout_on": "input", **settings})
 
     @property
     def default_placement(self) -> Placement | None:
         """Attention modules with granularity ``"module"``, else linear layers."""
         return "attention" if self.granularity == "module" else None
+
+    def scaling_at(self, r: int) -> float:
+        """Return the factor ``s`` on the update of a module whose latent has width ``r``."""
+        return self.scaling if self.alpha is None else self.alpha / r
+
+    def latent_map(self, r: int) -> nn.Module:
+        """Return a new module that maps the pre-activation (..., r) to the latent, before dropout."""
+        activation = super().latent_map(r)
+        return RecurrentLatent(activation, r, self.recurrent_steps) if self.recurrent_steps else activation
+
+    def draw(self, weight: Tensor) -> None:
+        """Fill ``weight`` (out, in) at random, as ``init`` says; ``calibrated`` is scaled later."""
+        if self.init == "kaiming_normal":
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        else:
+            super().draw(weight)
 
     def _check(self) -> None:
         super()._check()
@@ -179,6 +141,35 @@ class CeraConfig(BranchConfig):
         self._demand("target_parameters", names is None or isinstance(names, list | set | tuple), "a list of names")
         if names and self.granularity == "module":
             raise ValueError(f"{self._name}.target_parameters needs granularity='weight': a weight is not a module.")
+        self._check_variant()
+
+    def _check_variant(self) -> None:
+        """Check the settings in which the published CeRAs differ."""
+        self._demand_one_of("init", get_args(Init))
+        self._demand_one_of("dropout_on", get_args(DropoutOn))
+        self._demand("calibration_std", is_positive(self.calibration_std), "a positive number")
+        self._demand("alpha", self.alpha is None or is_positive(self.alpha), "a positive number or null")
+        if self.alpha is not None and self.scaling != 1:
+            raise ValueError(
+                f"{self._name}.alpha={self.alpha:g} and scaling={self.scaling:g} are both given: s is alpha / r or "
+                "scaling, so leave one out."
+            )
+        steps = self.recurrent_steps
+        whole = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
+        self._demand("recurrent_steps", whole, "0 or a positive integer")
+        if steps and self.target_parameters:
+            raise ValueError(f"{self._name}.recurrent_steps needs linear targets or modules, not target_parameters.")
+        if self.init != "calibrated":
+            return
+        if self.target_parameters:
+            raise ValueError(
+                f"{self._name}.init='calibrated' needs linear targets or modules: each of the experts that "
+                "target_parameters names sees tokens of its own."
+            )
+        if not self.init_weights:
+            raise ValueError(
+                f"{self._name}.init='calibrated' needs init_weights=True: W_down must be zero while W_up is scaled."
+            )
 
 
 @dataclass
@@ -222,8 +213,7 @@ class HoulsbyConfig(BranchConfig):
     def _check(self) -> None:
         super()._check()
         self._demand_one_of("placement", get_args(Placement))
-        positive = _is_number(self.init_std) and math.isfinite(self.init_std) and self.init_std > 0
-        self._demand("init_std", positive, "a positive number")
+        self._demand("init_std", is_positive(self.init_std), "a positive number")
 
 
 @dataclass
@@ -256,18 +246,3 @@ class ParallelConfig(BranchConfig):
     def _check(self) -> None:
         super()._check()
         self._demand_one_of("placement", get_args(Placement))
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _are_tokens(value: object) -> bool:
-    """Return whether ``value`` is a list of one or more distinct token ids."""
-    if not isinstance(value, list | tuple) or not value or len(set(map(repr, value))) < len(value):
-        return False
-    return all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

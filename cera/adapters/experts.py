@@ -23,7 +23,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.integrations.moe import _grouped_mm
 
-from cera.adapters.activations import make_activation
 from cera.adapters.config import CeraConfig
 from cera.adapters.dropout import Dropout
 from cera.adapters.layer import Unmergeable
@@ -48,11 +47,12 @@ class ExpertBranch(nn.Module):
         super().__init__()
         number, in_features, out_features = weight.shape
         self.r = r
-        self.scaling = config.scaling
+        self.scaling = config.scaling_at(r)
         self.up = nn.Parameter(torch.empty(number, r, in_features, device=weight.device, dtype=weight.dtype))
         self.down = nn.Parameter(torch.empty(number, out_features, r, device=weight.device, dtype=weight.dtype))
-        self.activation = make_activation(config.activation)
+        self.activation = config.latent_map(r).to(weight.device, weight.dtype)  # whose parameters all experts share
         self.dropout = Dropout(config.dropout)
+        self.drops_input = config.dropout_on == "input"
         self.reset_parameters(config)
 
     def reset_parameters(self, config: CeraConfig) -> None:
@@ -76,7 +76,9 @@ class ExpertBranch(nn.Module):
         """
         device = x.device.type  # grouped products are not among those that autocast casts
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.up.dtype
-        latent = self.dropout(self.activation(_grouped_product(x, self.up.to(dtype).mT, ends)))
+        x = self.dropout(x) if self.drops_input else x
+        latent = self.activation(_grouped_product(x, self.up.to(dtype).mT, ends))
+        latent = latent if self.drops_input else self.dropout(latent)
         return _grouped_product(latent, self.down.to(dtype).mT, ends) * self.scaling
 
 

@@ -6,7 +6,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from cera.adapters.config import BranchConfig
+from cera.adapters.branch_config import BranchConfig
 from cera.adapters.layer import BranchLayer
 
 

@@ -23,7 +23,7 @@ SCALE = "scaling, the factor s on the update: LoRA's is lora_alpha / r, or lora_
 COUNTERPARTS = {
     "lora_alpha": SCALE,
     "use_rslora": SCALE,
-    "alpha_pattern": "scaling, which is the same in all layers",
+    "alpha_pattern": "scaling or alpha, which are the same in all layers",
     "lora_dropout": "dropout, which drops units of the latent",
     "init_lora_weights": "init_weights",
     "rank": "r",

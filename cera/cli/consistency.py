@@ -7,6 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation
 from cera.training.accumulation import check_whole_steps
+from cera.training.calibration import check_calibration
 from cera.training.checks import check_adalora_steps
 from cera.training.module import CausalLM
 
@@ -32,6 +33,7 @@ def check_consistency(
     if subcommand == "fit":
         _check_length(trainer, data, max_epochs)
         check_whole_steps(trainer)
+        check_calibration(model.adapter, trainer.strategy)
     data.check()
     _check_attention(model.attn_implementation)
     _check_strategy(model, trainer, evaluation if subcommand == "test" else None)

@@ -35,6 +35,7 @@ COMMANDS = {
     "overlap": Command("cera.evaluation.overlap_command", "eval", "find evaluation problems in a training set"),
     "lm-eval": Command("cera.evaluation.lm_eval_command", "lm-eval", "run lm-evaluation-harness on an adapter"),
     "spectra": Command("cera.spectral.command", "train", "effective rank and AUC-90 of finished adapters"),
+    "import": Command("cera.runs.import_command", "train", "turn a checkpoint of the authors' code into an adapter"),
     "linearize": Command("cera.linearize.command", "train", "fit a LoRA to a finished CeRA adapter"),
     "intervene": Command(
         "cera.interventions.command", "eval", "replace an adapter's activation by its linear part or the rest"

@@ -41,6 +41,9 @@ STUDY_SETTINGS = (
 )
 """The settings of the trainer in which all runs of a study agree."""
 
+ADDED = {"init": "kaiming_uniform", "calibration_std": 1.0, "dropout_on": "latent", "recurrent_steps": 0}
+"""The defaults of settings that ``CeraConfig`` has since a later version: what the runs of earlier ones had."""
+
 LABELS = {"Cera": "CeRA", "Lora": "LoRA", "AdaLora": "AdaLoRA"}
 WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA"}
 
@@ -146,7 +149,8 @@ class FinishedRun:
         trainer_settings = self.config.get("trainer") or {}
         trainer = {name: trainer_settings.get(name) for name in STUDY_SETTINGS}
         study = {"model": model, "data": self.config.get("data"), "trainer": trainer}
-        settings = {k: v for k, v in self._adapter_settings.items() if v is not None}  # earlier runs have fewer
+        # earlier runs have fewer settings
+        settings = {k: v for k, v in self._adapter_settings.items() if v is not None and ADDED.get(k) != v}
         adapter = {**self.config["model"]["adapter"], "init_args": settings}
         return RunIdentity(json.dumps(study, sort_keys=True), json.dumps(adapter, sort_keys=True))
 

@@ -55,6 +55,7 @@ class ModelCard:
         results: What it reaches: a table of names and values.
         datasets: Names of its training sets on the Hugging Face hub.
         remark: A sentence on how the adapter came about.
+        maker: A sentence on who made it.
     """
 
     config: PeftConfig
@@ -63,12 +64,13 @@ class ModelCard:
     results: Mapping[str, str] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     remark: str = ""
+    maker: str = INDEPENDENT
 
     def text(self) -> str:
         """Return the card as Markdown, with metadata that the Hugging Face hub reads."""
         base = describe_base(self.base)
         of_others = f"The method is `{self._method}` of the package `{self._package}`."
-        about = [self.remark, METHODS.get(self._method, of_others), INDEPENDENT]
+        about = [self.remark, METHODS.get(self._method, of_others), self.maker]
         versions = [("cera", __version__), ("PEFT", peft.__version__), ("transformers", transformers.__version__)]
         sections = {
             "Use": f"{base.sentence}\n\n{self._use(base)}",

@@ -25,7 +25,9 @@ from cera.models.linear_cross_entropy import ends_in_its_head
 from cera.training import accumulation, adapter_state, checks, loss
 from cera.training.adalora import RankSchedule
 from cera.training.adapted_model import adapted_model
+from cera.training.calibration import calibrate_before_training
 from cera.training.documents import answers
+from cera.training.gammas import gammas
 from cera.training.perplexity import Perplexity
 from cera.training.precision import AdapterDtype, adapter_autocast, base_dtype, kept_in_fp32
 from cera.training.recipe import adamw, check_recipe, cosine_with_warmup, seed_dropout
@@ -131,6 +133,8 @@ class CausalLM(adapter_state.AdapterModule):
             self.gradient_checkpointing,
             self.compile_layers,
         )
+        if self.trainer.state.fn == "fit":
+            calibrate_before_training(self.model, self.adapter, self.trainer)
         if self.model.peft_config["default"].peft_type == PeftType.ADALORA:
             self.rank_schedule = RankSchedule(self.model)
 
@@ -250,6 +254,7 @@ class CausalLM(adapter_state.AdapterModule):
                 self.base_perplexity = perplexity.item()
             return
         self.log_dict({k: v.float() for k, v in values.items()}, prog_bar=True, sync_dist=True)
+        self.log_dict(gammas(self))
 
     def on_test_epoch_end(self) -> None:
         """Log the perplexity over the test set."""

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
 from cera import CeraConfig
@@ -34,6 +35,22 @@ def test_an_activation_of_ones_own_is_one_line(monkeypatch):
     monkeypatch.setitem(ACTIVATIONS, "softsign", nn.Softsign)
     delta, x, up, down = update("softsign")
     torch.testing.assert_close(delta, down(nn.functional.softsign(up(x))))
+
+
+def test_an_activation_with_parameters_is_trained_saved_and_loaded(monkeypatch, tiny_llama, tmp_path):
+    monkeypatch.setitem(ACTIVATIONS, "prelu", nn.PReLU)
+    config = CeraConfig(r=4, activation="prelu", init_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config).eval()
+    slopes = [p for name, p in model.named_parameters() if ".cera_activation." in name]
+    assert slopes
+    assert all(slope.requires_grad for slope in slopes)
+    with torch.no_grad():
+        for slope in slopes:
+            slope.fill_(3.0)
+    ids = torch.arange(8)[None]
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path).eval()
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 def test_names_of_this_package_come_first():

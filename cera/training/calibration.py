@@ -1,0 +1,55 @@
+"""Calibrates an adapter with ``init="calibrated"`` on the first training batches; see ``cera.adapters.calibrate``."""
+
+from itertools import islice
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from peft import PeftConfig
+
+from cera.adapters import CeraConfig, calibrate
+
+BATCHES = 4
+"""Number of micro-batches of each rank that an adapter is calibrated on."""
+
+
+def needs_calibration(adapter: PeftConfig) -> bool:
+    """Return whether ``adapter`` is calibrated before its training."""
+    return isinstance(adapter, CeraConfig) and adapter.init == "calibrated"
+
+
+def check_calibration(adapter: PeftConfig, strategy: Any) -> None:
+    """Raise ``ValueError`` if ``adapter`` is to be calibrated, and the strategy partitions the base that must run."""
+    if needs_calibration(adapter) and isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+        raise ValueError("model.adapter.init=calibrated: ZeRO-3 partitions the base before training; use stage 2.")
+
+
+def calibrate_before_training(model: Any, adapter: PeftConfig, trainer: Trainer) -> None:
+    """Calibrate a new adapter on the first batches of each rank, which are trained on afterwards all the same.
+
+    A run that is resumed has its weights from the checkpoint. This happens before the strategy takes the model, since
+    DeepSpeed copies the weights that it trains.
+
+    Args:
+        model: The adapted model. It is moved to the trainer's device, where the strategy would move it next.
+        adapter: Configuration of the adapter.
+        trainer: A trainer that fits, with its data module set up.
+
+    Raises:
+        ValueError: The strategy is ZeRO-3, the trainer has no data module, or the adapter cannot be calibrated.
+    """
+    if not needs_calibration(adapter) or trainer.ckpt_path is not None:
+        return
+    check_calibration(adapter, trainer.strategy)
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise ValueError("model.adapter.init=calibrated needs batches before training: give the trainer a data module.")
+    model.to(trainer.strategy.root_device)
+    with trainer.precision_plugin.forward_context():
+        before = calibrate(model, islice(data.train_dataloader(), BATCHES))
+    values = sorted(before.values())
+    rank_zero_info(
+        f"Calibrated W_up of {len(values)} modules on {BATCHES} batches: the root mean square of W_up x was "
+        f"{values[0]:.3g} to {values[-1]:.3g}, median {values[len(values) // 2]:.3g}."
+    )

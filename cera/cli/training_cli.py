@@ -188,6 +188,7 @@ class TrainingCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; end the processes that the launcher has started if a signal stops this one."""
+        self.model.resumes = subcommand == "fit" and self.config_init["fit"].ckpt_path is not None
         try:
             super()._run_subcommand(subcommand)
         except Stopped:

@@ -134,7 +134,7 @@ class AuthorsCheckpoint:
         try:
             if self.method == "CeRA":
                 steps = self._setting("recurrent_steps", "--recurrent-steps", recurrent_steps)
-                variant = self._variant(self._setting("act_fn", "--activation", activation), alpha, steps)
+                variant = self._variant(rank, self._setting("act_fn", "--activation", activation), alpha, steps)
                 config: PeftConfig = CeraConfig(**shared, **variant, dropout=0.1 if dropout is None else dropout)
             else:
                 shared |= {"lora_alpha": alpha or LORA_ALPHA, "use_dora": self.method == "DoRA"}
@@ -198,7 +198,7 @@ class AuthorsCheckpoint:
             raise AdapterError(f"{option}={given} contradicts {self.file}, whose config says {name}: {value!r}.")
         return given if value is None else value
 
-    def _variant(self, activation: str | None, alpha: float | None, steps: int | None) -> dict[str, Any]:
+    def _variant(self, rank: int, activation: str | None, alpha: float | None, steps: int | None) -> dict[str, Any]:
         """Return the settings of ``CeraConfig`` that give the formula of the file."""
         present = set().union(*self.weights.values())
         mixed, recurrent = "cera_activation.gamma" in present, "cera_activation.inner" in present
@@ -221,18 +221,22 @@ class AuthorsCheckpoint:
             raise AdapterError(f"{self.file} does not say the steps of its recurrent latent: give --recurrent-steps.")
         if steps and not recurrent:
             raise AdapterError(f"{self.file} has recurrent_steps {steps}, and no weights of a recurrent latent.")
-        variant = {"activation": activation, "recurrent_steps": steps or 0}
-        if aligned == "peft_aligned":
-            return {**variant, "dropout_on": "input", "init": "kaiming_uniform", **self._aligned_scaling(alpha)}
-        if "alpha" not in self.settings and alpha is not None:
-            raise AdapterError(f"--alpha: {self.file} is of the variant legacy, whose scale does not depend on alpha.")
-        return {**variant, "init": "kaiming_normal", "scaling": float(self.settings.get("scale", 1.0))}
-
-    def _aligned_scaling(self, alpha: float | None) -> dict[str, float]:
-        scale = self.settings.get("scale")
+        variant: dict[str, Any] = {"activation": activation, "recurrent_steps": steps or 0}
+        if aligned == "legacy":
+            if alpha is not None and "alpha" not in self.settings:
+                raise AdapterError(f"--alpha: the scale of {self.file}, a CeRA of the variant legacy, is 1.")
+            self._check_scale(1.0)
+            return {**variant, "init": "kaiming_normal"}
+        variant |= {"dropout_on": "input", "init": "kaiming_uniform"}
         if alpha is None:
-            return {"scaling": 1.0 if scale is None else float(scale)}
-        return {"alpha": float(alpha)}
+            return {**variant, "scaling": float(self.settings.get("scale", 1.0))}
+        self._check_scale(alpha / rank)
+        return {**variant, "alpha": float(alpha)}
+
+    def _check_scale(self, scale: float) -> None:
+        named = self.settings.get("scale", scale)
+        if named != scale:
+            raise AdapterError(f"{self.file}: its scale {named!r} is not that of its variant, {scale:g}.")
 
 
 def _by_module(file: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -25,21 +25,21 @@ def check_calibration(adapter: PeftConfig, strategy: Any) -> None:
         raise ValueError("model.adapter.init=calibrated: ZeRO-3 partitions the base before training; use stage 2.")
 
 
-def calibrate_before_training(model: Any, adapter: PeftConfig, trainer: Trainer) -> None:
-    """Calibrate a new adapter on the first batches of each rank, which are trained on afterwards all the same.
+def calibrate_before_training(model: Any, trainer: Trainer) -> None:
+    """Calibrate a new adapter if its configuration asks for it, on batches that are trained on all the same.
 
-    A run that is resumed has its weights from the checkpoint. This happens before the strategy takes the model, since
-    DeepSpeed copies the weights that it trains.
+    This happens before the strategy takes the model, since DeepSpeed copies the weights that it trains, and before a
+    checkpoint is read, which replaces them.
 
     Args:
         model: The adapted model. It is moved to the trainer's device, where the strategy would move it next.
-        adapter: Configuration of the adapter.
         trainer: A trainer that fits, with its data module set up.
 
     Raises:
         ValueError: The strategy is ZeRO-3, the trainer has no data module, or the adapter cannot be calibrated.
     """
-    if not needs_calibration(adapter) or trainer.ckpt_path is not None:
+    adapter = model.peft_config["default"]
+    if not needs_calibration(adapter):
         return
     check_calibration(adapter, trainer.strategy)
     data = getattr(trainer, "datamodule", None)

@@ -94,6 +94,7 @@ class CausalLM(adapter_state.AdapterModule):
         self.compile_layers = compile_layers
         self.attn_implementation = attn_implementation
         self.max_new_tokens = max_new_tokens
+        self.resumes = False  # the command line sets it: Lightning reveals a checkpoint only after configure_model
         self.model: PeftModel | None = None
         self.rank_schedule: RankSchedule | None = None
         self.perplexity = Perplexity()
@@ -133,8 +134,8 @@ class CausalLM(adapter_state.AdapterModule):
             self.gradient_checkpointing,
             self.compile_layers,
         )
-        if self.trainer.state.fn == "fit":
-            calibrate_before_training(self.model, self.adapter, self.trainer)
+        if self.trainer.state.fn == "fit" and not self.resumes:
+            calibrate_before_training(self.model, self.trainer)
         if self.model.peft_config["default"].peft_type == PeftType.ADALORA:
             self.rank_schedule = RankSchedule(self.model)
 

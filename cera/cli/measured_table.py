@@ -18,7 +18,8 @@ def measured_table(metrics: Mapping[str, float]) -> str:
     Args:
         metrics: By name, as ``CausalLM`` and ``cera.spectral.aggregate.metrics`` name them.
     """
-    rows = [[name, value] for name, value in metrics.items() if not name.startswith("spectra")]
+    others = {name: value for name, value in metrics.items() if not name.startswith("spectra")}
+    rows = [[name, value] for name, value in others.items() if "_by_layer/" not in name]
     parts = [table(rows, ["metric", "value"], floatfmt=".4f")]
     by_group: dict[tuple[str, str], dict[str, float]] = {}
     for name, value in metrics.items():

@@ -172,16 +172,20 @@ def test_presets_are_the_published_ceras():
     assert (changed.scaling_at(16), changed.activation, changed.target_modules) == (4.0, "learned_mix", {"q_proj"})
 
 
-def test_aligned_with_the_identity_is_lora(tiny_llama):
-    """Same seed, same draws: the aligned CeRA starts from PEFT's own LoRA with lora_alpha = r."""
-    lora, ours = LoraConfig(r=8, lora_alpha=8), CeraConfig.aligned(8, activation="identity")
-    models = []
-    for config in (lora, ours):
+def test_aligned_starts_like_peft_s_own_lora(tiny_llama):
+    models = {}
+    for config in (LoraConfig(r=8, lora_alpha=8), CeraConfig.aligned(8)):
         torch.manual_seed(0)
-        models.append(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config))
-    ups = [[p for name, p in model.named_parameters() if "lora_A" in name or "cera_up" in name] for model in models]
-    assert [p.shape for p in ups[0]] == [p.shape for p in ups[1]]
-    assert all(p.std().item() == pytest.approx(q.std().item(), rel=0.1) for p, q in zip(*ups, strict=True))
+        models[type(config)] = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config)
+    lora, ours = (dict(models[kind].named_parameters()) for kind in (LoraConfig, CeraConfig))
+    to_lora = {name: name.replace("cera_up", "lora_A").replace("cera_down", "lora_B") for name in ours}
+    trained = [name for name, p in ours.items() if p.requires_grad]
+    assert {to_lora[name] for name in trained} == {name for name, p in lora.items() if p.requires_grad}
+    for name in trained:
+        mine, theirs = ours[name], lora[to_lora[name]]
+        assert mine.shape == theirs.shape
+        assert mine.abs().max() <= 1 / math.sqrt(mine.shape[1])
+        assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.1)
 
 
 # Files and sizes

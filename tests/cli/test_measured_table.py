@@ -29,6 +29,7 @@ def test_metrics_alone() -> None:
 
 def test_spectra_have_a_row_for_each_group_and_none_for_a_layer() -> None:
     by_layer = {f"spectra_by_layer/effective_rank/q_proj/{n:02d}": 1.0 for n in range(30)}
+    by_layer |= {f"gamma_by_layer/q_proj/{n}": 1.0 for n in range(30)}
     printed = measured_table({**PERPLEXITY, **SPECTRA, **by_layer})
     assert printed == measured_table({**PERPLEXITY, **SPECTRA})
     table = rows(printed)[3:]

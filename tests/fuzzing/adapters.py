@@ -25,6 +25,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIGS: dict[str, PeftConfig] = {
     "cera": cera.CeraConfig(r=4),
     "hybrid": cera.CeraConfig(r=4, use_dora=True, trainable_token_indices=[3, 4]),
+    "variant": cera.CeraConfig(r=4, activation="learned_mix", recurrent_steps=2, alpha=8.0, dropout_on="input"),
     "houlsby": cera.HoulsbyConfig(r=4),
     "lora": LoraConfig(r=4, modules_to_save=["lm_head"]),
     "adalora": AdaLoraConfig(init_r=4, total_step=10),

@@ -34,6 +34,16 @@ def require_file(path: Path) -> Path:
     return path
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file; raise ``FileError`` if it cannot be read."""
+    try:
+        return require_file(path).read_text(encoding="utf-8")
+    except FileError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read as text: {one_line(error)}.") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 

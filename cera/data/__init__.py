@@ -11,10 +11,18 @@ require("cera.data", "train")
 
 from cera.data.chat import ChatEncoder, Document, TemplateError
 from cera.data.datamodule import ChatData
-from cera.data.datasets import ChatDataset, GSM8KSolutions, MathInstruct, ReasoningGymWordProblems, SlimOrca
+from cera.data.datasets import (
+    ChatDataset,
+    GSM8KSolutions,
+    MathInstruct,
+    MetaMathQA,
+    ReasoningGymWordProblems,
+    SlimOrca,
+)
 from cera.data.packing import Packer, collate
 from cera.data.rows import DataError, Rows
 from cera.data.stream import BatchStream, ShuffledRows
+from cera.data.texts import PlainText, PythonDocumentation, WikiText2
 
 __all__ = [
     "BatchStream",
@@ -24,12 +32,16 @@ __all__ = [
     "DataError",
     "Document",
     "GSM8KSolutions",
-    "ReasoningGymWordProblems",
     "MathInstruct",
+    "MetaMathQA",
+    "PlainText",
+    "PythonDocumentation",
     "Packer",
+    "ReasoningGymWordProblems",
     "Rows",
     "ShuffledRows",
     "SlimOrca",
     "TemplateError",
+    "WikiText2",
     "collate",
 ]

@@ -1,6 +1,8 @@
 """Renders conversations by the tokenizer's chat template, and labels the tokens of the answers."""
 
 import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +50,7 @@ class Document:
 
     Attributes:
         input_ids: Token ids, length n.
-        labels: The same ids where the token belongs to an answer, ``IGNORE`` elsewhere, length n.
+        labels: The same ids where the token has a loss, such as that of an answer, ``IGNORE`` elsewhere, length n.
     """
 
     input_ids: list[int]
@@ -97,18 +99,29 @@ class ChatEncoder:
         max_length: Maximum number of tokens of a document.
         overlong: ``"truncate"`` keeps the first ``max_length`` tokens of a longer document, ``"drop"`` leaves it out.
             A document without a labelled token is left out in any case.
+        loss_on: Which tokens are labelled: those of the answers, or all but the first of the document.
+        loss_on_end: Whether the end of an answer, such as the end-of-turn token, is labelled.
 
     Raises:
         TemplateError: The tokenizer is not a fast one and gives no offsets; or its chat template cannot be used.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, overlong: Literal["truncate", "drop"] = "truncate") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        overlong: Literal["truncate", "drop"] = "truncate",
+        loss_on: Literal["answer", "all"] = "answer",
+        loss_on_end: bool = True,
+    ) -> None:
         if not tokenizer.is_fast:
             raise TemplateError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
         prepare_template(tokenizer)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.overlong = overlong
+        self.loss_on = loss_on
+        self.loss_on_end = loss_on_end
         self._split = TokenSplitter(tokenizer)
         self._layouts: dict[tuple[str, ...], Layout] = {}
         self._reported: set[str] = set()
@@ -188,19 +201,32 @@ class ChatEncoder:
         ids, spans = self._split(text, turns, self.max_length + 1)
         if len(ids) > self.max_length and self.overlong == "drop":
             return None
-        labels = _labels(ids, spans, [turn.answer for turn in turns if turn.answer])
+        labels = _labels(ids, spans, self._labelled(turns))
         document = Document(ids[: self.max_length], labels[: self.max_length])
         return document if document.n_labels else None
 
+    def _labelled(self, turns: Sequence[Turn]) -> list[Span]:
+        """Return the parts of the text whose tokens are labelled, in order."""
+        parts = []
+        position = 0
+        for turn in turns:
+            if turn.answer:
+                start = position if self.loss_on == "all" else turn.answer[0]
+                parts.append((start, turn.answer[1] if self.loss_on_end else turn.content[1]))
+                position = turn.answer[1]
+        if self.loss_on == "all":
+            parts.append((position, sys.maxsize))
+        return parts
 
-def _labels(ids: list[int], spans: list[Span], answers: list[Span]) -> list[int]:
-    """Return the ids of tokens that spell a part of an answer, and ``IGNORE`` for the others."""
+
+def _labels(ids: list[int], spans: list[Span], parts: Sequence[Span]) -> list[int]:
+    """Return the ids of tokens that spell something in ``parts`` of the text, and ``IGNORE`` for the others."""
     labels = [IGNORE] * len(ids)
-    answer = 0
+    part = 0
     for i, (start, end) in enumerate(spans):
-        while answer < len(answers) and start >= answers[answer][1]:
-            answer += 1
-        if answer < len(answers) and max(end, start + 1) > answers[answer][0]:
+        while part < len(parts) and start >= parts[part][1]:
+            part += 1
+        if part < len(parts) and max(end, start + 1) > parts[part][0]:
             labels[i] = ids[i]
     labels[0] = IGNORE  # no token before it predicts it
     return labels

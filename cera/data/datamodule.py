@@ -1,10 +1,8 @@
 """The LightningDataModule: training and held-out rows of a dataset as two streams of batches."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import datasets
@@ -14,16 +12,25 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from cera.data.chat import ChatEncoder
-from cera.data.datasets import EARLIER_NAMES, ChatDataset
+from cera.data.datasets import ChatDataset
+from cera.data.identity import dataset_identity, with_current_names
 from cera.data.layout import additions
 from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
+from cera.data.text_template import check_text_template, set_text_template
 from cera.models.backbone import load_tokenizer
 from cera.runs.checkpoints import CheckpointError, shared_differences
 from cera.runs.signals import leave_signals_to_parent, signals_blocked
 
 SPLIT_SEED = 0
 """Seed of the choice of held-out rows. It is not the run's: all runs of a study are validated on the same rows."""
+
+
+IDENTITY = (
+    *("validation_rows", "max_length", "overlong", "packing", "shuffle_buffer", "seed"),
+    *("template", "loss_on", "loss_on_end", "with_replacement"),
+)
+"""Settings that must agree when a run is resumed, beside the datasets and the number of rows of a step."""
 
 
 class Question(NamedTuple):
@@ -66,6 +73,10 @@ class ChatData(LightningDataModule):
         max_length: Maximum number of tokens of a document, and of a pack.
         overlong: Whether longer documents are cut to their first ``max_length`` tokens, or dropped.
         packing: Whether documents share a row, with separate positions and attention.
+        template: Plain text in place of a chat template, such as "Question: {question}\\nAnswer: {answer}".
+        loss_on: Whether the loss is over the answers, or over the questions, too.
+        loss_on_end: Whether the end of an answer is in the loss, so that the model learns to stop.
+        with_replacement: Draw each row of an epoch from all rows, instead of every row once.
         shuffle_buffer: Number of rows of a stream that are shuffled together.
         max_malformed: Share of malformed rows, in [0, 1], beyond which reading stops with an error.
         seed: Seed of the order of rows.
@@ -90,6 +101,10 @@ class ChatData(LightningDataModule):
         max_malformed: float = 0.01,
         seed: int = 0,
         num_workers: int = 0,
+        template: str | None = None,
+        loss_on: Literal["answer", "all"] = "answer",
+        loss_on_end: bool = True,
+        with_replacement: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -103,6 +118,12 @@ class ChatData(LightningDataModule):
                 raise ValueError(f"data.{name} must be at least {least}, got {value}.")
         if not 0 <= max_malformed <= 1:
             raise ValueError(f"data.max_malformed must be in [0, 1], got {max_malformed}.")
+        if template is not None:
+            check_text_template(template)
+        if with_replacement and dataset.streaming:
+            raise ValueError(
+                "data.with_replacement needs random access: set data.dataset.init_args.streaming to false."
+            )
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.validation = validation
@@ -115,6 +136,11 @@ class ChatData(LightningDataModule):
         self.max_malformed = max_malformed
         self.seed = seed
         self.num_workers = num_workers
+        self.template = template
+        self.loss_on = loss_on
+        self.loss_on_end = loss_on_end
+        self.with_replacement = with_replacement
+        self.chat_template: str | None = None  # of a saved adapter, in place of the tokenizer's
         self.train_stream: BatchStream | None = None
         self.validation_stream: BatchStream | None = None
 
@@ -132,7 +158,10 @@ class ChatData(LightningDataModule):
         """Open the datasets and build the streams, for any stage."""
         if self.train_stream is not None:
             return
-        encoder = ChatEncoder(load_tokenizer(self.tokenizer), self.max_length, self.overlong)
+        tokenizer = self.with_template(load_tokenizer(self.tokenizer))
+        # predictions are of answers, which labels tell from prompts
+        labels = (self.loss_on, self.loss_on_end) if stage != "predict" else ("answer", True)
+        encoder = ChatEncoder(tokenizer, self.max_length, self.overlong, *labels)
         if self.trainer is not None:
             for sentence in additions(encoder.tokenizer):
                 rank_zero_info(sentence)
@@ -142,24 +171,34 @@ class ChatData(LightningDataModule):
         self.validation_stream.max_malformed = 1.0  # too few rows to judge the share by; training does
         self.train_stream.accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
 
+    def with_template(self, tokenizer: Any) -> Any:
+        """Set the ``template`` on a tokenizer, if there is one, and return it."""
+        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
+        if self.template is not None:
+            set_text_template(tokenizer, self.template)
+        return tokenizer
+
     def _split(self) -> tuple[ShuffledRows, ShuffledRows]:
         """Return the training rows, shuffled, and the held-out rows, in order; they share no row."""
-        rows, n = self.dataset.load(), self.validation_rows
+        rows, n, first = self.dataset.load(), self.validation_rows, self.dataset.first_row
         if self.validation is not None:
-            held_out = self.validation.load()
-            return self._shuffled(rows), self._in_order(held_out.take(n) if n else held_out)
+            held_out, number = self.validation.load(), range(self.validation.first_row, sys.maxsize)
+            train = self._shuffled(rows, range(first, sys.maxsize))
+            return train, self._in_order(held_out.take(n) if n else held_out, number)
         if not isinstance(rows, datasets.Dataset):
-            return self._shuffled(rows.skip(n), range(n, sys.maxsize)), self._in_order(rows.take(n))
+            numbers = range(first, sys.maxsize)
+            return self._shuffled(rows.skip(n), numbers[n:]), self._in_order(rows.take(n), numbers)
         if n >= len(rows):
             raise DataError(f"data.validation_rows={n} leaves nothing to train on: the dataset has {len(rows)} rows.")
         order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
         train, held = (np.sort(part).tolist() for part in (order[n:], order[:n]))
-        return self._shuffled(rows.select(train), train), self._in_order(rows.select(held), held)
+        selected = [(rows.select(part), [first + row for row in part]) for part in (train, held)]
+        return self._shuffled(*selected[0]), self._in_order(*selected[1])
 
-    def _shuffled(self, rows: Any, numbers: Sequence[int] | None = None) -> ShuffledRows:
-        return ShuffledRows(rows, self.seed, self.shuffle_buffer, numbers)
+    def _shuffled(self, rows: Any, numbers: Sequence[int]) -> ShuffledRows:
+        return ShuffledRows(rows, self.seed, self.shuffle_buffer, numbers, self.with_replacement)
 
-    def _in_order(self, rows: Any, numbers: Sequence[int] | None = None) -> ShuffledRows:
+    def _in_order(self, rows: Any, numbers: Sequence[int]) -> ShuffledRows:
         return ShuffledRows(rows, None, self.shuffle_buffer, numbers)
 
     def _stream(self, dataset: ChatDataset, rows: ShuffledRows, encoder: ChatEncoder) -> BatchStream:
@@ -240,7 +279,7 @@ class ChatData(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn != "fit":  # it measures on rows that were not trained on
             names = ("dataset", "validation_rows") if self.validation is None else ()
             identity = json.dumps({name: json.loads(identity)[name] for name in names})
-        if differing := shared_differences(_with_current_names(state_dict["identity"]), identity):
+        if differing := shared_differences(with_current_names(state_dict["identity"]), identity):
             each = "; ".join(f"data.{difference}" for difference in differing)
             raise CheckpointError(f"the checkpoint is of a run on other data ({each}).")
         self.setup()
@@ -249,26 +288,11 @@ class ChatData(LightningDataModule):
 
     def _identity(self) -> str:
         """Return what the documents of a step and of validation depend on, as sorted JSON."""
-        names = ("validation_rows", "max_length", "overlong", "packing", "shuffle_buffer", "seed")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in IDENTITY}
         if self.trainer is not None:
             settings["rows_of_a_step"] = (
                 self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
             )
-        settings["dataset"] = _dataset_identity(self.dataset)
-        settings["validation"] = None if self.validation is None else _dataset_identity(self.validation)
+        settings["dataset"] = dataset_identity(self.dataset)
+        settings["validation"] = None if self.validation is None else dataset_identity(self.validation)
         return json.dumps(settings, sort_keys=True)
-
-
-def _dataset_identity(dataset: ChatDataset) -> dict[str, Any]:
-    """Return a dataset's class and settings, of its files the names and sizes."""
-    files = [(path.name, path.stat().st_size) for path in map(Path, dataset.files())]
-    return {"class": type(dataset).__name__, **dataclasses.asdict(dataset), "data_files": files}
-
-
-def _with_current_names(identity: str) -> str:
-    """Return a checkpoint's identity with the current name of a dataset class that has been renamed since."""
-    settings = json.loads(identity)
-    dataset = settings["dataset"]
-    dataset["class"] = EARLIER_NAMES.get(dataset["class"], dataset["class"])
-    return json.dumps(settings, sort_keys=True)

@@ -23,9 +23,47 @@ class ChatDataset(Rows):
     """Rows that hold one conversation each: ``messages`` (role, content) or ``conversations`` (from, value).
 
     Use it for files of your own; the subclasses are published sets.
+
+    Args:
+        rows: First row, and the one after the last, to use a part of the set.
+        turns: ``"first"`` keeps only the first user turn of a conversation and the answer to it.
     """
 
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("conversations",))
+    rows: tuple[int, int] | None = None
+    turns: Literal["all", "first"] = "all"
+
+    @property
+    def first_row(self) -> int:
+        """The number in the set of the first row of ``load``."""
+        return 0 if self.rows is None else self.rows[0]
+
+    def check(self) -> None:
+        """Check what can be checked without the network; see ``Rows.check``."""
+        self._check_rows()
+        super().check()
+
+    def _check_rows(self) -> None:
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
+            raise DataError(
+                f"{type(self).__name__}.rows must be the first row and the one after the last, 0 <= first < end, "
+                f"got {list(self.rows)}."
+            )
+
+    def load(self, streaming: bool | None = None) -> datasets.Dataset | datasets.IterableDataset:
+        """Return the rows in order, as ``Rows.load`` does."""
+        return self._part(super().load(streaming))
+
+    def _part(self, loaded: Any) -> Any:
+        """Return the ``rows`` of what was loaded."""
+        if self.rows is None:
+            return loaded
+        start, end = self.rows
+        if not isinstance(loaded, datasets.Dataset):
+            return loaded.skip(start).take(end - start)
+        if end > len(loaded):
+            raise DataError(f"{type(self).__name__}.rows={[start, end]}: the set has {len(loaded)} rows.")
+        return loaded.select(range(start, end))
 
     def messages(self, row: dict[str, Any]) -> list[Message] | None:
         """Return one row as messages, or ``None`` to filter it out.
@@ -50,7 +88,17 @@ class ChatDataset(Rows):
             messages = self.messages(row)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"unexpected structure: {shorten(repr(error))}") from error
-        return None if messages is None else check_messages(messages)
+        if messages is None:
+            return None
+        return check_messages(first_turns(messages) if self.turns == "first" else messages)
+
+
+def first_turns(messages: list[Message]) -> list[Message]:
+    """Return the first user turn and the first answer after it, as far as they are there."""
+    roles = [message.get("role") for message in messages]
+    start = roles.index("user") if "user" in roles else len(roles)
+    answer = start + roles[start:].index("assistant") if "assistant" in roles[start:] else len(roles)
+    return messages[start : start + 1] + messages[answer : answer + 1]
 
 
 def sharegpt(turns: list[dict[str, Any]]) -> list[Message]:
@@ -103,6 +151,26 @@ class MathInstruct(ChatDataset):
 
 
 @dataclass
+class MetaMathQA(ChatDataset):
+    """meta-math/MetaMathQA: ``query`` and ``response`` (Yu et al. 2023, arXiv 2309.12284).
+
+    Args:
+        most_characters: Rows with more characters, with one between query and response, are left out; ``None`` keeps
+            all. PEFT's benchmark leaves out those with more than 1,300.
+    """
+
+    columns: ClassVar = (("query", "response"),)
+    path: str | None = "meta-math/MetaMathQA"
+    most_characters: int | None = None
+
+    def messages(self, row: dict[str, Any]) -> list[Message] | None:
+        query, response = row["query"], row["response"]
+        if self.most_characters is not None and len(f"{query} {response}") > self.most_characters:
+            return None
+        return question_and_answer(query, response)
+
+
+@dataclass
 class GSM8KSolutions(ChatDataset):
     """openai/gsm8k for training: ``question``, and the steps of its ``answer``, which end in ``#### N``.
 
@@ -145,9 +213,12 @@ class ReasoningGymWordProblems(ChatDataset):
             raise DataError(f"{name}.skip must be zero or more, got {self.skip}.")
         if self.data_files is not None:
             raise DataError(f"{name} generates its problems and takes no data_files. For a file, use GSM8KSolutions.")
+        if self.rows is not None and self.rows[1] > self.size:
+            raise DataError(f"{name}.rows={list(self.rows)}: the set has {self.size} rows.")
+        self._check_rows()
 
     def load(self, streaming: bool | None = None) -> datasets.Dataset:
-        return datasets.Dataset.from_list(list(self._problems()))
+        return self._part(datasets.Dataset.from_list(list(self._problems())))
 
     def _problems(self) -> Iterator[dict[str, str]]:
         import reasoning_gym

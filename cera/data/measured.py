@@ -12,7 +12,9 @@ PROBLEMS = ReasoningGymWordProblems(problem_seed=1)
 """The default rows: word problems drawn with another seed than those of the training set."""
 
 
-def measured_rows(base: str, file: Path | None, rows: int, packing: bool = True) -> ChatData:
+def measured_rows(
+    base: str, file: Path | None, rows: int, packing: bool = True, chat_template: str | None = None
+) -> ChatData:
     """Return rows to measure an adapter on, as the held-out rows of a data module, checked but not yet read.
 
     Args:
@@ -20,6 +22,7 @@ def measured_rows(base: str, file: Path | None, rows: int, packing: bool = True)
         file: A chat file; ``None`` takes ``PROBLEMS``.
         rows: Number of rows.
         packing: Whether documents share a row of a batch.
+        chat_template: The template that renders them; ``None`` takes the tokenizer's.
 
     Raises:
         DataError: The number of rows or the file is invalid.
@@ -28,17 +31,20 @@ def measured_rows(base: str, file: Path | None, rows: int, packing: bool = True)
         raise DataError(f"--rows must be at least 1, got {rows}.")
     dataset = ChatDataset(data_files=str(file)) if file else PROBLEMS
     data = ChatData(dataset, base, validation=dataset, validation_rows=rows, packing=packing)
+    data.chat_template = chat_template
     data.check()
     return data
 
 
-def measured_batches(base: str, file: Path | None, rows: int, padded: bool) -> list[dict[str, Any]]:
+def measured_batches(
+    base: str, file: Path | None, rows: int, padded: bool, chat_template: str | None = None
+) -> list[dict[str, Any]]:
     """Return ``measured_rows`` as batches: packed, or one document per row, padded to the longest of all.
 
     Raises:
         DataError: The number of rows or the file is invalid.
     """
-    data = measured_rows(base, file, rows, packing=not padded)
+    data = measured_rows(base, file, rows, not padded, chat_template)
     data.setup()
     batches = list(data.val_dataloader())
     if not padded:

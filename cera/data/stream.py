@@ -56,6 +56,7 @@ class ShuffledRows:
         seed: Seed of the order; ``None`` keeps the rows in order.
         buffer: Number of rows in a block of a stream.
         numbers: The number of each row in its file, if ``rows`` is a part of it.
+        with_replacement: Draw as many rows as there are, each from all of them. Needs random access and a seed.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class ShuffledRows:
         seed: int | None,
         buffer: int,
         numbers: Sequence[int] | None = None,
+        with_replacement: bool = False,
     ) -> None:
         self.numbers = range(sys.maxsize) if numbers is None else numbers
         self.rows = rows
         self.seed = seed
         self.buffer = buffer
+        self.with_replacement = with_replacement
 
     def __call__(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
         """Yield (row number, row, position after the row) from ``state`` on."""
@@ -79,7 +82,8 @@ class ShuffledRows:
     def _order(self, n: int, *key: int) -> list[int]:
         if self.seed is None:
             return list(range(n))
-        return np.random.default_rng((self.seed, *key)).permutation(n).tolist()
+        generator = np.random.default_rng((self.seed, *key))
+        return (generator.integers(n, size=n) if self.with_replacement else generator.permutation(n)).tolist()
 
     def _permuted(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[int, dict, dict[str, Any]]]:
         order = self._order(len(self.rows), epoch)

@@ -85,7 +85,7 @@ def _evaluate(options: Namespace) -> None:
         dist.init_process_group("gloo")
     try:
         base = saved.base if saved else options.base
-        tokenizer = load_tokenizer(base)
+        tokenizer = saved.tokenizer() if saved else load_tokenizer(base)
         model = {"base": base, "dtype": options.dtype}
         model |= {"adapter": saved.digest(), "quantization": saved.quantization} if saved else {"adapter": None}
         prompted = prepare(evaluation, tokenizer, folder, model, load_config(base))

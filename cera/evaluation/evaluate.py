@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from cera.data.identity import without_added
 from cera.evaluation.fields import WHOLE_RECORD, RecordError
 from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths
 from cera.evaluation.prompts import Prompt
@@ -80,7 +81,8 @@ class Evaluation:
         parts: dict[str, Any] = {"task": self.task, "prompt": self.prompt, "sampling": self.sampling}
         settings: dict[str, Any] = {"task": type(self.task).__name__}
         for name, part in parts.items():
-            settings |= {f"{name}.{key}": value for key, value in dataclasses.asdict(part).items()}
+            values = dataclasses.asdict(part, dict_factory=without_added)
+            settings |= {f"{name}.{key}": value for key, value in values.items()}
         return settings
 
 

@@ -28,7 +28,6 @@ from cera.data.template import prepare_template
 from cera.linearize.adapter import Linearization, LinearizedLayer
 from cera.linearize.figure import figure
 from cera.linearize.fit import HOLD_OUT_EVERY, can_linearize, linearize
-from cera.models.backbone import load_tokenizer
 from cera.progress import progress
 from cera.runs.finished import RunError, adapter_label
 from cera.runs.model_card import PAPER, ModelCard
@@ -69,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
         model, batches, options.rank, layers_at_a_time=options.layers_at_a_time, progress=progress
     )
     linearization.save(options.out)
-    tokenizer = load_tokenizer(saved.base)
+    tokenizer = saved.tokenizer()
     prepare_template(tokenizer)  # so that it has the template which rendered the data
     tokenizer.save_pretrained(options.out)
     figure(linearization).savefig(options.out / "linearized.png")
@@ -131,7 +130,7 @@ def _load(options: argparse.Namespace) -> tuple[SavedAdapter, list[dict[str, Any
         if value is not None and value < 1:
             raise RunError(f"--{flag} must be at least 1, got {value}.")
     saved = SavedAdapter.find(options.folder, options.base)
-    data = measured_rows(saved.base, options.data, options.rows)
+    data = measured_rows(saved.base, options.data, options.rows, chat_template=saved.chat_template)
     settings = saved.settings
     if not can_linearize(PeftConfig.from_pretrained(str(saved.folder))):
         named = ("peft_type", "granularity", "target_parameters", "use_dora")

@@ -44,8 +44,8 @@ STUDY_SETTINGS = (
 ADDED = {"init": "kaiming_uniform", "calibration_std": 1.0, "dropout_on": "latent", "recurrent_steps": 0}
 """The defaults of settings that ``CeraConfig`` has since a later version: what the runs of earlier ones had."""
 
-LABELS = {"Cera": "CeRA", "Lora": "LoRA", "AdaLora": "AdaLoRA"}
-WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA"}
+LABELS = {"Cera": "CeRA", "Lora": "LoRA", "GaussianLora": "LoRA", "AdaLora": "AdaLoRA"}
+WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA", "GaussianLora": "DoRA"}
 
 
 class RunError(FileError):
@@ -256,7 +256,7 @@ def _column(rows: Iterable[dict[str, str | None]], column: str) -> dict[int, flo
         value, step = row.get(column), row.get("step") or ""
         if value and step.isdigit():
             # Lightning numbers steps from 0; the base model is logged at step 0, too, but without an epoch
-            is_base = column.startswith("val/") and not row.get("epoch")
+            is_base = column.startswith(("val/", "forgetting/")) and not row.get("epoch")
             with suppress(ValueError):  # a killed process may leave half a line, to which a resumed one appends
                 values[int(step) + (0 if is_base else 1)] = float(value)
     return values

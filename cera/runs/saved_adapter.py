@@ -14,8 +14,8 @@ import torch
 from peft import PeftModel
 
 import cera.adapters  # noqa: F401  # makes CeRA's adapter files loadable
-from cera.foreign_files import one_line
-from cera.models.backbone import Quantization, build_skeleton, load_model
+from cera.foreign_files import one_line, read_json_object, read_text
+from cera.models.backbone import Quantization, build_skeleton, load_model, load_tokenizer
 from cera.models.weight_files import check_weight_files
 from cera.runs.adapter_settings import CONFIG_FILE, AdapterError, import_method, make_config, read_settings
 from cera.runs.adapter_weights import WEIGHTS_FILE, check_loaded, check_weights, read_weights
@@ -90,6 +90,22 @@ class SavedAdapter:
     def settings(self) -> dict[str, Any]:
         """The adapter's ``adapter_config.json``."""
         return read_settings(self.folder)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The chat template of the tokenizer that was saved beside the adapter; ``None`` if none was."""
+        file, earlier = self.folder / "chat_template.jinja", self.folder / "tokenizer_config.json"
+        if file.is_file():
+            return read_text(file)
+        template = read_json_object(earlier).get("chat_template") if earlier.is_file() else None
+        return template if isinstance(template, str) else None
+
+    def tokenizer(self) -> Any:
+        """Return the base's tokenizer with ``chat_template``, which rendered the adapter's training data."""
+        tokenizer = load_tokenizer(self.base)
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template
+        return tokenizer
 
     def digest(self) -> str:
         """Return the SHA-256 of the weights in hexadecimal, which tells apart two adapters of the same name."""

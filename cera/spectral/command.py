@@ -174,7 +174,9 @@ def _serves(recorded: Spectra, options: argparse.Namespace, convention: Conventi
 
 
 def _measure(saved: SavedAdapter, options: argparse.Namespace, convention: Convention) -> Spectra:
-    batches = measured_batches(saved.base, options.data, convention.rows, convention.tokens == "with_padding")
+    batches = measured_batches(
+        saved.base, options.data, convention.rows, convention.tokens == "with_padding", saved.chat_template
+    )
     print(f"loading {saved.base} with {saved.folder}", file=sys.stderr, flush=True)
     shown = progress(batches, "measuring spectra", "batch")
     return measure(saved.load(), shown, [options.quantity], convention.tokens)

@@ -1,0 +1,32 @@
+"""What the documents of a run depend on, as a checkpoint records it."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cera.data.datasets import EARLIER_NAMES, ChatDataset
+
+ADDED = {"rows": None, "turns": "all"}
+"""Settings of all datasets that checkpoints of earlier versions do not have, and what they mean there."""
+
+
+def dataset_identity(dataset: ChatDataset) -> dict[str, Any]:
+    """Return a dataset's class and settings, of its files the names and sizes."""
+    files = [(path.name, path.stat().st_size) for path in map(Path, dataset.files())]
+    settings = dataclasses.asdict(dataset, dict_factory=without_added)
+    return {"class": type(dataset).__name__, **settings, "data_files": files}
+
+
+def without_added(settings: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return names and values without those of ``ADDED`` that mean what they meant before they were added."""
+    return {name: value for name, value in settings if name not in ADDED or value != ADDED[name]}
+
+
+def with_current_names(identity: str) -> str:
+    """Return a checkpoint's identity with the current name of a dataset class that has been renamed since."""
+    settings = json.loads(identity)
+    dataset = settings["dataset"]
+    dataset["class"] = EARLIER_NAMES.get(dataset["class"], dataset["class"])
+    return json.dumps(settings, sort_keys=True)

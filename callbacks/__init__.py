@@ -9,9 +9,11 @@ from cera.extras import require
 require("cera.callbacks", "train")
 
 from cera.callbacks.adapter_file import AdapterFile
+from cera.callbacks.best_adapter import BestAdapter
 from cera.callbacks.checkpoints import Checkpoints
 from cera.callbacks.dashboard import Dashboard
 from cera.callbacks.divergence_guard import Diverged, DivergenceGuard
+from cera.callbacks.forgetting import Forgetting
 from cera.callbacks.generation_samples import GenerationSamples
 from cera.callbacks.lr_robustness import LRRobustness
 from cera.callbacks.progress import Progress
@@ -23,10 +25,12 @@ from cera.callbacks.throughput import Throughput
 
 __all__ = [
     "AdapterFile",
+    "BestAdapter",
     "Checkpoints",
     "Dashboard",
     "Diverged",
     "DivergenceGuard",
+    "Forgetting",
     "GenerationSamples",
     "LRRobustness",
     "Progress",

@@ -19,11 +19,11 @@ from cera.cli.paths import with_home
 from cera.cli.shipped import argument_with_file
 from cera.cli.suggest import explained
 from cera.cli.yaml_scalars import Dumper, argument_values
-from cera.data import ChatDataset
+from cera.data import ChatDataset, PlainText
 from cera.runs.moved import current_argument
 
 set_parsing_settings(
-    subclasses_enabled=[PeftConfig, ChatDataset],  # dataclasses, of which a configuration names one by its class path
+    subclasses_enabled=[PeftConfig, ChatDataset, PlainText],  # dataclasses, of which a configuration names subclasses
     omegaconf_absolute_to_relative_paths=True,  # ${model.base} is the model of this subcommand
 )
 

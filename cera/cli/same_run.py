@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from cera.cli.errors import UsageError
 from cera.cli.trainer_arguments import ALIASES, REFUSALS
 from cera.runs.finished import FinishedRun
+from cera.training.recipe import RECIPE
 
 
 class Kind(StrEnum):
@@ -81,13 +82,12 @@ def _strategy(value: Any) -> Any:
     return {**value, "init_args": {"stage": (value.get("init_args") or {}).get("stage", 2)}}
 
 
-def _spectral_tracker(value: Any) -> Any:
-    """Return the ``SpectralTracker`` among callbacks; without one, the run agrees with any."""
-    callbacks = value if isinstance(value, list) else [value]
-    for callback in callbacks:
-        if isinstance(callback, dict) and callback.get("class_path", "").endswith(".SpectralTracker"):
-            return callback
-    return ANY
+def _measuring_callbacks(value: Any) -> Any:
+    """Return the callbacks with curves of their own by class; what only one of two runs has agrees."""
+    callbacks = [callback for callback in (value if isinstance(value, list) else [value]) if isinstance(callback, dict)]
+    by_class = {callback.get("class_path", "").rpartition(".")[2]: callback for callback in callbacks}
+    measuring = {name: by_class[name] for name in ("SpectralTracker", "Forgetting") if name in by_class}
+    return {"class_path": "callbacks", "init_args": measuring}
 
 
 ANY = object()
@@ -99,9 +99,7 @@ RULES = (
     SettingRule(("model.base",), Kind.IDENTITY, "the adapter is a difference to its weights", _file_names),
     SettingRule(("model.adapter",), Kind.IDENTITY, "the saved weights are its", _adapter),
     SettingRule(
-        ("model.learning_rate", "model.weight_decay", "model.betas", "model.warmup"),
-        Kind.IDENTITY,
-        "the recipe, which the optimizer's state is of",
+        tuple(f"model.{name}" for name in RECIPE), Kind.IDENTITY, "the recipe, which the optimizer's state is of"
     ),
     SettingRule(("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"), Kind.IDENTITY, "the recipe"),
     SettingRule(("trainer.max_steps",), Kind.IDENTITY, "the learning-rate schedule spans them"),
@@ -125,6 +123,11 @@ RULES = (
         "which documents are trained on, and in which order",
     ),
     SettingRule(
+        ("data.template", "data.loss_on", "data.loss_on_end", "data.with_replacement"),
+        Kind.IDENTITY,
+        "what of them is trained on, and how they are drawn",
+    ),
+    SettingRule(
         IN_PRODUCT,
         Kind.IDENTITY,
         "their product, the rows of a step; each is free, except for the number of processes under DeepSpeed",
@@ -134,8 +137,8 @@ RULES = (
     SettingRule(
         ("trainer.callbacks",),
         Kind.IDENTITY,
-        "the arguments of `SpectralTracker`, whose curves are of one measurement; all else is free",
-        _spectral_tracker,
+        "the arguments of `SpectralTracker` and `Forgetting`, whose curves are of one measurement; all else is free",
+        _measuring_callbacks,
     ),
     SettingRule(
         ("trainer.accelerator", "trainer.benchmark", "trainer.deterministic"), Kind.FREE, "other rounding at most"

@@ -29,7 +29,7 @@ from cera.cli.training_help import HelpAll, ShortHelp, describe, ordered_groups
 from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.tasks import Task
-from cera.models.backbone import load_config
+from cera.models.backbone import load_config, load_tokenizer
 from cera.runs.signals import Stopped
 from cera.training.module import CausalLM
 from cera.training.precision import base_dtype
@@ -180,7 +180,8 @@ class TrainingCLI(LightningCLI):
             "dtype": str(base_dtype(self.trainer.precision)).removeprefix("torch."),
             "checkpoint": self.config[self.subcommand].ckpt_path,
         }
-        prepared = prepare(evaluation, self.model.tokenizer, folder, model, load_config(self.model.base))
+        tokenizer = self.datamodule.with_template(load_tokenizer(self.model.base))
+        prepared = prepare(evaluation, tokenizer, folder, model, load_config(self.model.base))
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.append(TaskEvaluation(evaluation, prepared, folder, model, evaluation_table))
 

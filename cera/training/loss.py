@@ -5,7 +5,7 @@ compute logits at labelled positions only; the chunked way also holds only a few
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +14,28 @@ from cera.data.chat import IGNORE
 from cera.models.linear_cross_entropy import linear_cross_entropy
 from cera.models.output_head import head_reads
 
+Mean = Literal["step", "micro_batch"]
+"""What the mean loss of an optimizer step is over: its tokens, or its micro-batches with the means of theirs."""
+
 Forward = Callable[..., Tensor]
 """Takes ``input_ids`` and ``position_ids`` (batch, length) and returns logits (batch, length, vocabulary)."""
+
+
+def weights(mean: Mean, tokens: int, step_tokens: int, accumulate: int, ranks: int) -> tuple[float, float]:
+    """Return (within, across), by whose product the summed loss of a micro-batch enters the mean of its step.
+
+    ``across`` is the same for all micro-batches of a step, and the mean over ranks is taken of what it weights.
+
+    Args:
+        mean: What the mean is over.
+        tokens: Number of labelled tokens of the micro-batch, which may be none.
+        step_tokens: Number of labelled tokens of the step, over all ranks and micro-batches.
+        accumulate: Number of micro-batches of a rank in the step.
+        ranks: Number of ranks.
+    """
+    if mean == "micro_batch":
+        return 1 / max(1, tokens), 1 / accumulate
+    return 1.0, ranks / step_tokens
 
 
 def answer_nll(forward: Forward, head: nn.Module, batch: dict[str, Any], chunked: bool) -> tuple[Tensor, Tensor]:

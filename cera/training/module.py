@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import cera.adapters  # noqa: F401  # registers CeRA with PEFT
+from cera.data import ChatData
 from cera.models.backbone import Quantization, build_skeleton, load_tokenizer
 from cera.models.linear_cross_entropy import ends_in_its_head
 from cera.training import accumulation, adapter_state, checks, loss
@@ -30,29 +31,29 @@ from cera.training.documents import answers
 from cera.training.gammas import gammas
 from cera.training.perplexity import Perplexity
 from cera.training.precision import AdapterDtype, adapter_autocast, base_dtype, kept_in_fp32
-from cera.training.recipe import adamw, check_recipe, cosine_with_warmup, seed_dropout
+from cera.training.recipe import RECIPE, Schedule, adamw, check_recipe, schedule_with_warmup, seed_dropout
 from cera.training.step_loops import WholeSteps
 
 
 class CausalLM(adapter_state.AdapterModule):
     """Trains any PEFT adapter on any transformers causal language model.
 
-    The recipe is the paper's (App. A): AdamW, linear warm-up over the first ``warmup`` of the steps, then a cosine
-    to zero. The loss is the mean over the answer tokens of the whole optimizer step, over all ranks and accumulated
-    micro-batches (see ``cera.training.loss``).
+    The recipe is the paper's by default (App. A): AdamW, linear warm-up, then a cosine to zero. The loss is the mean
+    over the labelled tokens of the whole step, over all ranks and micro-batches (see ``cera.training.loss``).
 
     Args:
-        base: The frozen model: hub id, local directory, GGUF file or ``package://`` (see ``cera.models.backbone``).
+        base: The frozen model, as ``cera.models.backbone`` reads its name.
         adapter: Any PEFT configuration.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of matrices; vectors (norms, biases) never decay. The paper names none.
         betas: AdamW's coefficients of the running averages.
         warmup: Share of the steps, in [0, 1], over which the learning rate rises.
+        schedule: Whether the learning rate then falls to zero with a cosine, or is constant.
+        loss_mean: Whether the mean is over the tokens of a ``"step"``, or of the means over each ``"micro_batch"``.
         quantization: Keep the base in ``"nf4"`` or ``"int8"`` (bitsandbytes).
         adapter_dtype: ``"float32"`` keeps the adapter's weights, gradients and optimizer state in fp32 when
-            ``trainer.precision`` is ``bf16-true``: master weights. Its products are still computed in bf16, under
-            autocast. ``None`` gives the adapter the precision of the base. (bf16-mixed and 32-true have fp32
-            weights anyway; DeepSpeed keeps fp32 master weights itself.)
+            ``trainer.precision`` is ``bf16-true``: master weights. Its products are still in bf16, under autocast.
+            ``None`` gives it the base's precision. (bf16-mixed, 32-true and DeepSpeed have fp32 weights anyway.)
         gradient_checkpointing: Recompute activations in the backward pass instead of storing them.
         compile_layers: Train with compiled layers (``cera.models.compiled_layers``). Results differ only by rounding;
             steps are faster after the first one, which compiles. Needs a C++ compiler on a CPU, and no ZeRO-3.
@@ -77,6 +78,8 @@ class CausalLM(adapter_state.AdapterModule):
         compile_layers: bool = False,
         attn_implementation: str | None = None,
         max_new_tokens: int = 256,
+        schedule: Schedule = "cosine",
+        loss_mean: loss.Mean = "step",
     ) -> None:
         super().__init__()
         check_recipe(learning_rate, weight_decay, warmup, betas)
@@ -94,12 +97,14 @@ class CausalLM(adapter_state.AdapterModule):
         self.compile_layers = compile_layers
         self.attn_implementation = attn_implementation
         self.max_new_tokens = max_new_tokens
+        self.schedule = schedule
+        self.loss_mean = loss_mean
         self.resumes = False  # the command line sets it: Lightning reveals a checkpoint only after configure_model
         self.model: PeftModel | None = None
         self.rank_schedule: RankSchedule | None = None
         self.perplexity = Perplexity()
         self.base_perplexity: float | None = None
-        self._step_nll: float | Tensor = 0.0
+        self._step_loss: float | Tensor = 0.0
 
     # Checks and building
 
@@ -148,8 +153,10 @@ class CausalLM(adapter_state.AdapterModule):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base's tokenizer."""
-        return load_tokenizer(self.base)
+        """The base's tokenizer, with the template of the data."""
+        tokenizer = load_tokenizer(self.base)
+        data = getattr(self._trainer, "datamodule", None)
+        return data.with_template(tokenizer) if isinstance(data, ChatData) else tokenizer
 
     # Loss
 
@@ -176,7 +183,7 @@ class CausalLM(adapter_state.AdapterModule):
 
     def on_train_start(self) -> None:
         """Log the base's perplexity, measured before the first step or stored in the checkpoint of step 0."""
-        self._step_nll = 0.0
+        self._step_loss = 0.0
         if self.base_perplexity is not None and self.trainer.global_step == 0:
             values = {"val/perplexity": self.base_perplexity, "val/loss": math.log(self.base_perplexity)}
             for logger in self.loggers:
@@ -188,19 +195,17 @@ class CausalLM(adapter_state.AdapterModule):
         seed_dropout(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_rank, self.trainer.global_step, micro_batch)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return this micro-batch's share of the mean loss over the answer tokens of the whole optimizer step."""
+        """Return this micro-batch's share of the mean loss over the labelled tokens of the whole optimizer step."""
         losses, _ = self.answer_nll(batch)
-        nll = losses.sum()
-        accumulate = self.trainer.accumulate_grad_batches
-        # gradients are averaged over ranks and micro-batches whatever their numbers of tokens: these factors undo that
-        per_token = self.trainer.world_size / batch["step_labels"]
-        self._step_nll += nll.detach().item() if self.trainer.world_size == 1 else nll.detach()
+        accumulate, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        within, across = loss.weights(self.loss_mean, losses.numel(), batch["step_labels"], accumulate, ranks)
+        share = losses.sum() * within
+        self._step_loss += share.detach().item() if ranks == 1 else share.detach()
         if (batch_idx + 1) % accumulate == 0:
-            sync = self.trainer.world_size > 1
-            self.log("train/loss", self._step_nll * per_token, prog_bar=True, sync_dist=sync)
+            self.log("train/loss", self._step_loss * across, prog_bar=True, sync_dist=ranks > 1)
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-            self._step_nll = 0.0
-        step_loss = nll * per_token * accumulate
+            self._step_loss = 0.0
+        step_loss = share * across * accumulate
         if self.rank_schedule is not None:
             step_loss = step_loss + self.rank_schedule.penalty()
         return step_loss * getattr(self.trainer.strategy, "extra_loss_scale", 1)
@@ -224,10 +229,10 @@ class CausalLM(adapter_state.AdapterModule):
             self.trainer.should_stop = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW on the adapter, with linear warm-up and a cosine to zero (paper App. A)."""
+        """Return AdamW on the adapter, with its schedule."""
         fused = not self.trainer.precision.endswith("mixed")  # with which Lightning could not clip gradients
         optimizer = adamw(self.trainable().values(), self.learning_rate, self.weight_decay, self.betas, fused)
-        schedule = cosine_with_warmup(optimizer, self.warmup, self.total_steps)
+        schedule = schedule_with_warmup(optimizer, self.schedule, self.warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @cached_property
@@ -295,6 +300,6 @@ class CausalLM(adapter_state.AdapterModule):
     def _identity(self) -> str:
         recipe = {}
         if self.trainer.state.fn == "fit":  # other commands use the weights alone
-            recipe = {name: getattr(self, name) for name in ("learning_rate", "weight_decay", "betas", "warmup")}
+            recipe = {name: getattr(self, name) for name in RECIPE}
             recipe["max_steps"] = self.total_steps
         return adapter_state.identity(self.base, self.peft_config(), recipe)

@@ -1,14 +1,21 @@
-"""The paper's training recipe (App. A): AdamW, linear warm-up, cosine to zero, and dropout that resumes exactly."""
+"""The training recipe: AdamW, linear warm-up, cosine to zero (paper App. A) or a constant rate, and seeded dropout."""
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+RECIPE = ("learning_rate", "weight_decay", "betas", "warmup", "schedule", "loss_mean")
+"""The settings of ``CausalLM`` that must agree when a run is resumed."""
+
+Schedule = Literal["cosine", "constant"]
+"""What the learning rate does after the warm-up."""
 
 
 def check_recipe(
@@ -41,9 +48,15 @@ def adamw(
     return AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=fused)
 
 
-def cosine_with_warmup(optimizer: AdamW, warmup: float, steps: int) -> LambdaLR:
-    """Return a schedule that rises linearly over the share ``warmup`` of the steps and falls to zero with a cosine."""
-    return get_cosine_schedule_with_warmup(optimizer, math.ceil(warmup * steps), steps)
+def schedule_with_warmup(optimizer: AdamW, schedule: Schedule, warmup: float, steps: int) -> LambdaLR:
+    """Return a schedule that rises linearly over the share ``warmup`` of the steps.
+
+    Then it falls to zero with a cosine, or stays as it is.
+    """
+    rising = math.ceil(warmup * steps)
+    if schedule == "constant":
+        return get_constant_schedule_with_warmup(optimizer, rising)
+    return get_cosine_schedule_with_warmup(optimizer, rising, steps)
 
 
 def seed_dropout(seed: int, rank: int, step: int, micro_batch: int) -> None:

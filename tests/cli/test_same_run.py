@@ -22,6 +22,8 @@ CHANGED = {
     "model.weight_decay": ["--model.weight_decay=0.1"],
     "model.betas": ["--model.betas=[0.8, 0.99]"],
     "model.warmup": ["--model.warmup=0.5"],
+    "model.schedule": ["--model.schedule=constant"],
+    "model.loss_mean": ["--model.loss_mean=micro_batch"],
     "model.quantization": ["--model.quantization=nf4"],
     "model.adapter_dtype": ["--model.adapter_dtype=float32", "--trainer.precision=32-true"],
     "trainer.gradient_clip_val": ["--trainer.gradient_clip_val=1.0"],
@@ -46,6 +48,10 @@ CHANGED = {
     "data.overlong": ["--data.overlong=drop"],
     "data.packing": ["--data.packing=false"],
     "data.shuffle_buffer": ["--data.shuffle_buffer=10"],
+    "data.template": ["--data.template=Q: {question}\\nA: {answer}"],
+    "data.loss_on": ["--data.loss_on=all"],
+    "data.loss_on_end": ["--data.loss_on_end=false"],
+    "data.with_replacement": ["--data.with_replacement=true"],
     "data.batch_size": ["--data.batch_size=3"],
 }  # fmt: skip
 """For each setting that must agree, another value; ``{other}`` is another model."""

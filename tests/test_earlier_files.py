@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command_line import losses, run
 from conftest import REPOSITORY
 from safetensors.torch import load_file
@@ -114,5 +115,14 @@ def test_earlier_runs_belong_to_one_study_with_those_of_today(tmp_path):
     file.write_text(file.read_text().replace("cera.data.GSMSymbolic", "cera.data.ReasoningGymWordProblems"))
     earlier, today = find_runs(tmp_path)
     assert earlier.identity == today.identity
-    file.write_text(file.read_text().replace("size: 40", "size: 41"))
+    added = {"template": None, "loss_on": "answer", "loss_on_end": True, "with_replacement": False}
+    config = yaml.safe_load(file.read_text())
+    config["data"] |= added
+    config["data"]["dataset"]["init_args"] |= {"rows": None, "turns": "all"}
+    config["model"] |= {"schedule": "cosine", "loss_mean": "step"}
+    file.write_text(yaml.safe_dump(config))
+    assert earlier.identity == FinishedRun.read(tmp_path / "today").identity
+    file.write_text(yaml.safe_dump({**config, "model": {**config["model"], "schedule": "constant"}}))
+    assert earlier.identity != FinishedRun.read(tmp_path / "today").identity
+    file.write_text(yaml.safe_dump(config).replace("size: 40", "size: 41"))
     assert earlier.identity != FinishedRun.read(tmp_path / "today").identity

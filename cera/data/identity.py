@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cera.data.datasets import EARLIER_NAMES, ChatDataset
-
-ADDED = {"rows": None, "turns": "all"}
-"""Settings of all datasets that checkpoints of earlier versions do not have, and what they mean there."""
+from cera.runs.added import without_added
 
 
 def dataset_identity(dataset: ChatDataset) -> dict[str, Any]:
@@ -17,11 +14,6 @@ def dataset_identity(dataset: ChatDataset) -> dict[str, Any]:
     files = [(path.name, path.stat().st_size) for path in map(Path, dataset.files())]
     settings = dataclasses.asdict(dataset, dict_factory=without_added)
     return {"class": type(dataset).__name__, **settings, "data_files": files}
-
-
-def without_added(settings: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return names and values without those of ``ADDED`` that mean what they meant before they were added."""
-    return {name: value for name, value in settings if name not in ADDED or value != ADDED[name]}
 
 
 def with_current_names(identity: str) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from cera.data.identity import without_added
 from cera.evaluation.fields import WHOLE_RECORD, RecordError
 from cera.evaluation.generation import Backend, Sample, Sampling, check_lengths
 from cera.evaluation.prompts import Prompt
@@ -30,6 +29,7 @@ from cera.evaluation.tasks import Problem, Task
 from cera.foreign_files import read_json_object
 from cera.models.generate import encode, max_positions
 from cera.progress import StatusBar
+from cera.runs.added import without_added
 from cera.runs.checkpoints import differences
 from cera.runs.files import replacing
 from cera.runs.lock import DirectoryInUse, DirectoryLock

@@ -21,6 +21,7 @@ import yaml
 
 from cera.foreign_files import FileError, one_line, require_file
 from cera.foreign_yaml import load_yaml
+from cera.runs.added import as_before
 from cera.runs.moved import current_class_paths
 from cera.spectral.files import Spectra, spectra_files
 
@@ -148,7 +149,7 @@ class FinishedRun:
         model = {k: v for k, v in self.config["model"].items() if k not in ("adapter", "learning_rate")}
         trainer_settings = self.config.get("trainer") or {}
         trainer = {name: trainer_settings.get(name) for name in STUDY_SETTINGS}
-        study = {"model": model, "data": self.config.get("data"), "trainer": trainer}
+        study = as_before({"model": model, "data": self.config.get("data"), "trainer": trainer})
         # earlier runs have fewer settings
         settings = {k: v for k, v in self._adapter_settings.items() if v is not None and ADDED.get(k) != v}
         adapter = {**self.config["model"]["adapter"], "init_args": settings}

@@ -51,12 +51,10 @@ class CausalLM(adapter_state.AdapterModule):
         schedule: Whether the learning rate then falls to zero with a cosine, or is constant.
         loss_mean: Whether the mean is over the tokens of a ``"step"``, or of the means over each ``"micro_batch"``.
         quantization: Keep the base in ``"nf4"`` or ``"int8"`` (bitsandbytes).
-        adapter_dtype: ``"float32"`` keeps the adapter's weights, gradients and optimizer state in fp32 when
-            ``trainer.precision`` is ``bf16-true``: master weights. Its products are still in bf16, under autocast.
-            ``None`` gives it the base's precision. (bf16-mixed, 32-true and DeepSpeed have fp32 weights anyway.)
+        adapter_dtype: ``"float32"`` keeps the adapter's weights and optimizer state in fp32 beside a base of
+            ``bf16-true``; its products are in bf16. ``None`` gives it the base's precision.
         gradient_checkpointing: Recompute activations in the backward pass instead of storing them.
-        compile_layers: Train with compiled layers (``cera.models.compiled_layers``). Results differ only by rounding;
-            steps are faster after the first one, which compiles. Needs a C++ compiler on a CPU, and no ZeRO-3.
+        compile_layers: Train with compiled layers (``cera.models.compiled_layers``); other results by rounding only.
         attn_implementation: transformers' name of the attention kernel; ``None`` lets it choose.
         max_new_tokens: Maximum length of an answer of ``predict``, in tokens.
 

@@ -78,7 +78,9 @@ LINES: dict[str, dict[str, tuple[Any, Any, Any, Any]]] = {
         "model.adapter.class_path": ("cera.CeraConfig",) * 4,
         "model.adapter.init_args.r": (64, 64, 64, 32),
         "model.adapter.init_args.dropout": (0.1,) * 4,
-        "model.adapter.init_args.scaling": (1.0, 1.0, 4.0, 1.0),
+        "model.adapter.init_args.scaling": (1.0,) * 4,
+        "model.adapter.init_args.init": ("kaiming_uniform", "kaiming_normal", "calibrated", "kaiming_uniform"),
+        "model.adapter.init_args.dropout_on": ("latent",) * 4,
         "model.adapter.init_args.target_modules": (
             {"q_proj", "v_proj"},
             {"q_proj", "v_proj"},
@@ -235,6 +237,11 @@ def test_the_optimizer_and_its_rates(name, steps) -> None:
         assert rates[:rising] == pytest.approx([max(rates) * step / rising for step in range(rising)])
         assert rates.index(max(rates)) == rising
         assert rates[-1] < 0.01 * max(rates)
+
+
+def test_the_authors_cera_is_the_preset() -> None:
+    module, _ = made("smol_authors_code")
+    assert module.adapter.to_dict() == cera.CeraConfig.authors(64, target_modules=["q_proj", "v_proj"]).to_dict()
 
 
 def test_the_loras() -> None:

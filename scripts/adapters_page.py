@@ -128,6 +128,7 @@ METHODS = {
         lambda s, r: 2 * (2 * r * s.d + r + s.d),
         "Houlsby et al. 2019",
     ),
+    "full_weight": Method("(W0 + Delta) x", "d (d + v)", lambda s, r: s.d * (s.d + s.v), "full fine-tuning"),
     "parallel": Method("ffn(x) + s W_down relu(W_up x)", "2 r d", lambda s, r: 2 * r * s.d, "He et al. 2021"),
 }
 """Descriptions by configuration file; a file not listed here has that of its ``FAMILY``."""

@@ -10,6 +10,7 @@ from cera.adapters.budget import bottleneck_for, trainable_parameters
 from cera.adapters.calibrate import calibrate
 from cera.adapters.config import CeraConfig, HoulsbyConfig, ParallelConfig
 from cera.adapters.experts import CeraExperts
+from cera.adapters.full_weight import FullWeightConfig, FullWeightModel
 from cera.adapters.layer import BranchLayer, CeraLayer
 from cera.adapters.model import CeraModel, HoulsbyModel, ParallelModel
 from cera.adapters.module_layer import ModuleLayer
@@ -26,6 +27,8 @@ __all__ = [
     "CeraExperts",
     "CeraLayer",
     "CeraModel",
+    "FullWeightConfig",
+    "FullWeightModel",
     "HoulsbyConfig",
     "HoulsbyModel",
     "ModuleLayer",

@@ -103,11 +103,13 @@ def add_peft_type(name: str) -> PeftType:
 def register_cera() -> None:
     """Register the tuners of this package as PEFT methods. Calling it again changes nothing."""
     from cera.adapters.config import CeraConfig, HoulsbyConfig, ParallelConfig
+    from cera.adapters.full_weight import FullWeightConfig, FullWeightModel
     from cera.adapters.model import CeraModel, HoulsbyModel, ParallelModel
 
     register_adapter(CeraModel)(CeraConfig)
     register_adapter(HoulsbyModel)(HoulsbyConfig)
     register_adapter(ParallelModel)(ParallelConfig)
+    register_adapter(FullWeightModel)(FullWeightConfig)
 
 
 def _explain_unknown_arguments(config: type[Any]) -> None:

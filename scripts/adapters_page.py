@@ -204,7 +204,7 @@ def page() -> str:
             f"`{name}`",
             f"`{description.formula}`",
             f"`{description.size}`",
-            str(width(config)),
+            str(width(config) or ""),
             sizes,
             merged,
             description.source,

@@ -63,6 +63,17 @@ def test_training_it_is_training_the_matrices(base) -> None:
     assert (logits(lora) - logits(plain)).abs().max() > 1e-2
 
 
+def test_the_whole_model_can_be_trained(base) -> None:
+    plain = copy.deepcopy(base)
+    train(plain, list(plain.parameters()))
+    others = ["embed_tokens", "input_layernorm", "post_attention_layernorm", "norm", "lm_head"]
+    model = adapted(base, target_modules="all-linear", modules_to_save=others)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in base.parameters())
+    train(model, trained)
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-3, atol=1e-3)
+
+
 def test_it_is_saved_without_the_base_and_loaded_again(base, tmp_path) -> None:
     model = adapted(base, init_weights=False).eval()
     model.save_pretrained(tmp_path)

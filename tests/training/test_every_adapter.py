@@ -69,7 +69,7 @@ def test_the_page_is_what_the_code_says():
 def options(name, tiny_llama, runs, *more):
     """A short run of one adapter, narrow."""
     given = [argument for argument in command(tiny_llama, runs, *more) if "model.adapter" not in argument]
-    narrow = {"r": 8}
+    narrow = {"r": 8} if width(load(name)) else {}
     if name == "adalora":
         narrow = {"init_r": 8, "target_r": 4, "tinit": 1, "tfinal": 2, "deltaT": 1}
     files = ["--config", "configs/parts/smol.yaml", "--config", f"configs/adapters/{name}.yaml"]

@@ -64,7 +64,8 @@ class FullWeightLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: FullWeightConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = _get_in_out_features(base_layer)
+        in_features, out_features = _get_in_out_features(base_layer)
+        self.in_features, self.out_features = cast(int, in_features), cast(int, out_features)
         self.full_delta = nn.ParameterDict()
         self._disable_adapters = False
         self.merged_adapters = []

@@ -23,7 +23,8 @@ def layer_table(fits: Mapping[str, LayerFit], level: Level) -> str:
     formats = ["", ".3f", ".3f", *[".2f"] * 7]
     return f"""{table(rows, headers, floatfmt=formats)}
 
-Of the {level} map: mean of C's diagonal, norm of b, and the shares of act(z)'s energy in gain, offset and curvature.
+Of the {level} map: mean of C's diagonal, norm of b, and the shares of act(z)'s energy in gain, offset and curvature;
+gain and offset are not orthogonal, so that a share may be above 100.
 R2: the share of act(z) less its mean that a map reproduces, on the rows of the fit and, at each level, on those that
 are measured. R2 and shares in percent; those without `fit` are of the measured rows. All tokens (prompt and answer)."""
 

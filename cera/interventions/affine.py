@@ -96,7 +96,7 @@ class LatentFactor:
     """The triangular factor of [1 z y], from which fits and energies are computed.
 
     Args:
-        factor: Any matrix (m, 1 + 2 r) fp64 whose product with its own transpose is that of the data.
+        factor: The data, (m, 1 + 2 r) fp64, or any matrix with the same Gram matrix, such as their triangular factor.
     """
 
     def __init__(self, factor: Tensor) -> None:

@@ -214,6 +214,25 @@ def test_other_adapters_with_branches(tiny_llama, batches, config, options):
     assert scores.kl["affine full"].mean() < scores.kl["gain full"].mean()
 
 
+@pytest.mark.parametrize("options", [{"activation": "learned_mix"}, {"activation": "identity", "recurrent_steps": 2}])
+def test_a_latent_with_weights_of_its_own(tiny_llama, batches, options):
+    """At the start both are the identity: the mix has gamma 0, and the outer map of the recurrence is zero."""
+    model = adapted(tiny_llama, **options)
+    trained = [weight for name, weight in model.named_parameters() if "gamma" in name or "outer" in name]
+    assert len(trained) == 8
+    for weight in trained:
+        weight.data.zero_()
+    for fitted in fit(model, batches[:6], batches[6:]).values():
+        assert max(fitted.held_out["full"].offset, fitted.held_out["full"].curvature) < 1e-12
+    for weight in trained:
+        weight.data.fill_(0.7)
+    fits = fit(model, batches[:6], batches[6:])
+    assert all(fitted.held_out["full"].curvature > 1e-3 for fitted in fits.values())
+    first = {"model.layers.0.self_attn.v_proj": fits["model.layers.0.self_attn.v_proj"]}
+    parts = {part: latents(model, batches[7], first, part, "full", *first) for part in cera.interventions.PARTS}
+    assert relative(parts["affine"] + parts["curvature"], parts["whole"]) < 1e-6
+
+
 def test_a_bf16_model(tiny_llama, batches):
     model = adapted(tiny_llama, dtype=torch.bfloat16)
     fits = fit(model, batches[:6])

@@ -427,6 +427,26 @@ def test_command_on_an_adapter_directory_and_a_chat_file(two_runs, tmp_path, cap
     assert "Perplexity on the held-out rows" in capsys.readouterr().out
 
 
+def test_the_accuracy_of_the_lora_is_evaluated_and_compared_like_that_of_any_adapter(two_runs, tmp_path, capsys):
+    """As the page on interventions says."""
+    from cera.evaluation.command import main as evaluate
+    from cera.evaluation.compare_command import main as compare
+
+    lora = tmp_path / "lora"
+    assert main([str(two_runs / "cera"), "--rows", "40", "--out", str(lora)]) == 0
+    dataset = "{class_path: cera.data.ReasoningGymWordProblems, init_args: {size: 4, skip: 10}}"
+    (tmp_path / "task.yaml").write_text(
+        "evaluation:\n  name: tiny\n  sampling: {max_new_tokens: 2}\n"
+        f"  task: {{class_path: cera.evaluation.tasks.Chats, init_args: {{dataset: {dataset}}}}}\n"
+    )
+    for adapter, out in ((two_runs / "cera", tmp_path / "cera"), (lora, lora)):
+        options = ["--config", str(tmp_path / "task.yaml"), "--adapter", str(adapter), "--out", str(out)]
+        assert evaluate(options) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert compare([str(tmp_path / "cera"), str(lora)]) == 0
+    assert "McNemar's exact test" in capsys.readouterr().out
+
+
 def test_perplexity_is_that_of_all_labelled_tokens(tiny_llama, batches):
     from cera.linearize.command import perplexity
 

@@ -16,6 +16,7 @@ from cera.callbacks.divergence_guard import Diverged, DivergenceGuard
 from cera.callbacks.forgetting import Forgetting
 from cera.callbacks.generation_samples import GenerationSamples
 from cera.callbacks.lr_robustness import LRRobustness
+from cera.callbacks.measured_file import MeasuredFile
 from cera.callbacks.progress import Progress
 from cera.callbacks.run_record import RunRecord
 from cera.callbacks.spectral_tracker import SpectralTracker
@@ -33,6 +34,7 @@ __all__ = [
     "Forgetting",
     "GenerationSamples",
     "LRRobustness",
+    "MeasuredFile",
     "Progress",
     "RunRecord",
     "SpectralTracker",

@@ -44,6 +44,7 @@ COMMANDS = {
     "lr-robustness": Command(
         "cera.studies.lr_robustness_command", "studies", "perplexity over learning rates, by adapter"
     ),
+    "study": Command("cera.studies.study_command", "studies", "plan, run and report a study of many training runs"),
     "compare-adapters": Command(
         "cera.studies.compare_command", "studies", "train several adapters alike, and tabulate them"
     ),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -21,6 +22,9 @@ MAX_PANELS = 11
 
 LOG_SCALE_RATIO = 4
 """Perplexities whose maximum exceeds their minimum by more than this factor are drawn on a log scale."""
+
+WITHOUT_DATE = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Metadata by kind of file, without what differs between two drawings of the same."""
 
 
 def figure(results: Iterable[Robustness]) -> Figure:
@@ -141,7 +145,8 @@ def _add_legend(drawn: Figure, results: list[Robustness]) -> None:
 
 
 def save_figure(drawn: Figure, path: Path) -> None:
-    """Write the figure atomically; its directory is made if need be."""
+    """Write the figure atomically, the same bytes each time; its directory is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        drawn.savefig(file, dpi=150, format=path.suffix[1:] or "png")
+    kind = path.suffix[1:] or "png"
+    with replacing(path) as file, rc_context({"svg.hashsalt": "cera"}):
+        drawn.savefig(file, dpi=150, format=kind, metadata=WITHOUT_DATE.get(kind))

@@ -8,10 +8,10 @@ from command_line import command, run_here
 from conftest import REPOSITORY
 
 from cera.cli.paths import expand_home, user_path, with_home
+from cera.cli.training_run import training_parser
 from cera.evaluation.command import build_parser
 from cera.evaluation.evaluate import Evaluation
 from cera.evaluation.tasks import GSM8K
-from cera.memory.command import training_parser
 from cera.runs.directory import choose
 from cera.runs.names import check_name
 

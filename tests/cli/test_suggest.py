@@ -89,6 +89,7 @@ OTHERS = {
     "intervene": ["runs/a", "--fit-row=3"],
     "lr-robustness": ["runs", "--ou=x.png"],
     "compare-adapters": ["a.yaml", "b.yaml", "--run=x"],
+    "study": ["plan", "configs/studies/smol_lr.yaml", "--shel"],
     "estimate": [SMOL, "--device=3"],
     "evaluate": ["--config=configs/eval_gsm8k.yaml", "--adapte=runs/a"],
 }

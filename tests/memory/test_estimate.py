@@ -16,8 +16,9 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 
 from cera import CeraConfig
+from cera.cli.training_run import read_run
 from cera.memory.activations import activations, adapted_skeleton, dtypes
-from cera.memory.command import main, read_run
+from cera.memory.command import main
 from cera.memory.estimate import STAGES, TrainingRun, estimate
 from cera.memory.live_memory import LiveMemory
 from cera.memory.model_states import MAX_LIVE_ELEMENTS, PERSISTENCE_THRESHOLD, Sizes, ZeRO, without_deepspeed

@@ -13,9 +13,9 @@ import cera
 from cera.adapters.gaussian_lora import GaussianLoraConfig
 from cera.cli.compose import compose
 from cera.cli.parser import ConfigurationParser
+from cera.cli.training_run import training_parser
 from cera.data import ChatData
 from cera.data.chat import IGNORE
-from cera.memory.command import training_parser
 from cera.training.documents import split_documents
 from cera.training.module import CausalLM
 

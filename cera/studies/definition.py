@@ -1,0 +1,260 @@
+"""What a study is: its file, and the runs that the file stands for.
+
+    definition = read_definition(Path("configs/studies/smol_lr.yaml"))
+    for run in definition.runs:
+        print(run.name, run.settings)
+
+A file that is read twice gives the same runs with the same names in the same order.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cera.foreign_files import one_line, require_file
+from cera.foreign_yaml import load_yaml
+from cera.runs.names import check_name
+from cera.studies.axes import (
+    Axis,
+    AxisValue,
+    StudyError,
+    check_settings,
+    config_file,
+    mapping,
+    only_keys,
+    parse_axes,
+)
+from cera.studies.measures import Measure, build_measures
+
+REPLICATES = "seed"
+"""The axis whose values are replicates of one setting."""
+
+MOST_RUNS = 10_000
+"""Maximum number of runs of a study."""
+
+BASE_VALIDATION = "trainer.num_sanity_val_steps"
+"""The setting with which a run measures the perplexity of the base, before its first step."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a value of an axis is chosen for each method.
+
+    Attributes:
+        axis: The axis, such as ``learning_rate``.
+        metric: The value that decides; it should be of other rows than those that are reported.
+        goal: Whether the lowest or the highest value is best.
+    """
+
+    axis: str
+    metric: str = "perplexity"
+    goal: Literal["min", "max"] = "min"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the report shows.
+
+    Attributes:
+        metrics: Values to table, in this order; all if empty.
+        reference: The method that the others are compared with.
+        paper: The paper's numbers by metric, then by method; they are labelled as the paper's.
+        source: Where in the paper they stand.
+    """
+
+    metrics: tuple[str, ...] = ()
+    reference: str | None = None
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study.
+
+    Attributes:
+        name: Name of its run directory, such as ``cera-lr3e-4-seed0``.
+        method: The labels on all axes but the selected one and that of the replicates.
+        labels: Label by axis.
+        numbers: Value by axis, of axes whose values are numbers.
+        configs: Configuration files that it includes, in this order.
+        settings: Values by dotted key, which override the files'.
+    """
+
+    name: str
+    method: str
+    labels: Mapping[str, str]
+    numbers: Mapping[str, float]
+    configs: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of ``cera train`` for its configuration, without name and directory."""
+        files = [f"--config={path}" for path in self.configs]
+        return [*files, *(f"--{key}={argument(value)}" for key, value in self.settings.items())]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A study as its file defines it.
+
+    Attributes:
+        name: Name of the study, and of the directory of its runs.
+        axes: What the runs differ in.
+        runs: All combinations of the axes' values, the last axis fastest.
+        measures: What is measured of each run after its training.
+        selection: How each method's value of an axis is chosen; ``None`` if nothing is.
+        report: What the report shows.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    runs: tuple[StudyRun, ...]
+    measures: tuple[Measure, ...]
+    selection: Selection | None
+    report: ReportOptions
+
+
+def argument(value: Any) -> str:
+    """Return a value of YAML as the value of an option of the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_definition(path: Path) -> Definition:
+    """Read a study's file.
+
+    Raises:
+        StudyError: The file is missing or wrong; the message names the field, its value and what would be right.
+    """
+    try:
+        content = load_yaml(require_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise StudyError(f"{path}: {one_line(error)}.") from error
+    try:
+        return parse_definition(content, path.parent)
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from error
+
+
+def parse_definition(content: Any, folder: Path) -> Definition:
+    """Return the study that a file defines.
+
+    Args:
+        content: What the file holds.
+        folder: The folder that the names of files are relative to.
+
+    Raises:
+        StudyError: A field is missing, unknown or wrong.
+    """
+    fields = mapping("a study", content)
+    only_keys("a study", fields, {"name", "base", "settings", "axes", "measure", "select", "report"})
+    for required in ("name", "base", "axes"):
+        if required not in fields:
+            raise StudyError(f"a study needs the field {required}.")
+    name = fields["name"]
+    try:
+        check_name(str(name), "name")
+    except ValueError as error:
+        raise StudyError(str(error)) from error
+    written = fields["base"] if isinstance(fields["base"], list) else [fields["base"]]
+    base = tuple(config_file("base", file, folder) for file in written)
+    if not base:
+        raise StudyError("base must name at least one configuration file, got [].")
+    settings = check_settings("settings", mapping("settings", fields["settings"])) if "settings" in fields else {}
+    axes = parse_axes(fields["axes"], folder)
+    selection = _selection(fields.get("select"), axes)
+    runs = _expand(axes, base, settings, selection)
+    measures = build_measures(fields.get("measure", ["perplexity"]), folder)
+    return Definition(str(name), axes, runs, measures, selection, _report(fields.get("report"), runs))
+
+
+def _selection(content: Any, axes: Sequence[Axis]) -> Selection | None:
+    if content is None:
+        return None
+    fields = mapping("select", content)
+    only_keys("select", fields, {"axis", "metric", "goal"})
+    names = [axis.name for axis in axes if axis.name != REPLICATES]
+    if fields.get("axis") not in names:
+        raise StudyError(f"select.axis must be an axis ({', '.join(names)}), got {fields.get('axis')!r}.")
+    if fields.get("goal", "min") not in ("min", "max"):
+        raise StudyError(f"select.goal must be min or max, got {fields['goal']!r}.")
+    if not isinstance(fields.get("metric", ""), str):
+        raise StudyError(f"select.metric must be the name of a value, got {fields['metric']!r}.")
+    return Selection(**fields)
+
+
+def _report(content: Any, runs: Sequence[StudyRun]) -> ReportOptions:
+    if content is None:
+        return ReportOptions()
+    fields = mapping("report", content)
+    only_keys("report", fields, {"metrics", "reference", "paper", "source"})
+    methods = list(dict.fromkeys(run.method for run in runs))
+    metrics = fields.get("metrics", [])
+    if not isinstance(metrics, list) or not all(isinstance(metric, str) for metric in metrics):
+        raise StudyError(f"report.metrics must be a list of names, got {metrics!r}.")
+    if fields.get("reference") not in (None, *methods):
+        raise StudyError(f"report.reference must be a method ({', '.join(methods)}), got {fields['reference']!r}.")
+    paper = _paper(fields["paper"], methods) if "paper" in fields else {}
+    return ReportOptions(tuple(metrics), fields.get("reference"), paper, str(fields.get("source", "")))
+
+
+def _paper(content: Any, methods: Sequence[str]) -> dict[str, Mapping[str, float]]:
+    paper = {}
+    for metric, numbers in mapping("report.paper", content).items():
+        paper[metric] = mapping(f"report.paper.{metric}", numbers)
+        for method, number in paper[metric].items():
+            if method not in methods or not isinstance(number, int | float):
+                known = ", ".join(methods)
+                raise StudyError(
+                    f"report.paper.{metric} must map methods ({known}) to numbers, got {method}: {number!r}."
+                )
+    return paper
+
+
+# Expansion
+
+
+def _expand(
+    axes: Sequence[Axis], base: tuple[str, ...], settings: Mapping[str, Any], selection: Selection | None
+) -> tuple[StudyRun, ...]:
+    """Return all combinations of the axes' values as runs."""
+    combinations: list[dict[str, AxisValue]] = [{}]
+    for axis in axes:
+        combinations = [
+            {**combination, axis.name: value}
+            for combination in combinations
+            for value in axis.values_for({name: chosen.label for name, chosen in combination.items()})
+        ]
+        if len(combinations) > MOST_RUNS:
+            raise StudyError(f"axes stand for more than {MOST_RUNS} runs.")
+    runs: dict[str, StudyRun] = {}
+    measured: set[str] = set()
+    not_of_method = {REPLICATES, *([] if selection is None else [selection.axis])}
+    for combination in combinations:
+        labels = {name: value.label for name, value in combination.items()}
+        name = "-".join(labels.values())
+        method = "-".join(label for axis, label in labels.items() if axis not in not_of_method) or "all"
+        merged = dict(settings)
+        for value in combination.values():
+            merged |= value.settings
+        # runs of one method begin with the same model: the first one measures it for the others
+        merged.setdefault(BASE_VALIDATION, 0 if method in measured else -1)
+        measured.add(method)
+        if name in runs:
+            raise StudyError(f"two runs have the name {name}: {dict(runs[name].labels)} and {labels}.")
+        _check_run_name(name)
+        numbers = {axis: value.number for axis, value in combination.items() if value.number is not None}
+        configs = (*base, *(file for value in combination.values() for file in value.configs))
+        runs[name] = StudyRun(name, method, labels, numbers, configs, merged)
+    return tuple(runs.values())
+
+
+def _check_run_name(name: str) -> None:
+    try:
+        check_name(name, "the name of a run, the labels of its axes,")
+    except ValueError as error:
+        raise StudyError(str(error)) from error

@@ -1,0 +1,231 @@
+"""What a study measures of each run after its training.
+
+A measure of your own is a subclass of ``Measure``, which a study's file names by its class path:
+
+    measure:
+      - perplexity
+      - spectra: {protocol: authors}
+      - mine.Norms: {layers: 4}
+"""
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from cera.foreign_files import read_json_object
+from cera.runs.checkpoints import newest_checkpoint
+from cera.runs.finished import FinishedRun, RunError
+from cera.spectral.aggregate import ALL_LAYERS, summarize
+from cera.spectral.convention import PROTOCOLS, Protocol, matrix_name
+from cera.spectral.files import Quantity
+from cera.spectral.measures import MEASURES
+from cera.studies.axes import StudyError, check_settings, config_file, mapping
+
+CERA = (sys.executable, "-m", "cera")
+"""Command that starts ``cera`` in a process of its own."""
+
+
+class Measure:
+    """Something that is measured of a run when its training has ended.
+
+    Attributes:
+        files: Names of arguments that are paths of configuration files.
+    """
+
+    files: tuple[str, ...] = ()
+
+    def command(self, run_dir: Path) -> list[str] | None:
+        """Return the command that measures the run in ``run_dir``; ``None`` if its files hold the values already."""
+        return None
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return what was measured by name; empty if it is not measured yet.
+
+        Raises:
+            FileError: A file of the run is broken, or of another measurement than this one.
+        """
+        raise NotImplementedError
+
+
+class FinalPerplexity(Measure):
+    """``perplexity``: that of the last validation of the training, on the rows that it holds out."""
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return ``perplexity``."""
+        curve = run.curve("val/perplexity")
+        return {"perplexity": curve[max(curve)]} if curve else {}
+
+
+class HeldOutPerplexity(Measure):
+    """``held_out``: the perplexity on rows that neither the training nor a selection has seen, by ``cera train test``.
+
+    Args:
+        settings: Values by dotted key, which give the rows as ``data.validation``.
+        name: Name of the value; the file in the run directory is ``NAME.json``.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], name: str = "held_out_perplexity") -> None:
+        if not any(key.startswith("data.validation") for key in settings):
+            raise StudyError(
+                f"measure.held_out.settings must set data.validation, the rows to measure on, got {settings}."
+            )
+        self.name = name
+        self.settings = check_settings("measure.held_out.settings", settings)
+
+    def command(self, run_dir: Path) -> list[str] | None:
+        """Return the command that tests the last checkpoint."""
+        callback = {"class_path": "cera.callbacks.MeasuredFile", "init_args": {"file": f"{self.name}.json"}}
+        given = {"trainer.callbacks+": callback, **self.settings, "ckpt_path": str(_last_checkpoint(run_dir))}
+        options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
+        return [*CERA, "train", "test", f"--config={run_dir / 'config.yaml'}", *options]
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return the perplexity under the measure's name."""
+        file = run.path / f"{self.name}.json"
+        return {self.name: _number(file, read_json_object(file), "test/perplexity")} if file.exists() else {}
+
+
+class SpectraMeasures(Measure):
+    """``spectra``: effective rank, AUC-90 and the like of the last spectra that ``SpectralTracker`` has written.
+
+    Args:
+        protocol: The convention; see ``cera.spectral.convention``. Names of values end in it, if it is not ours.
+        quantity: Which matrix, such as ``update`` or ``latent``. Names of values begin with it, if not ``update``.
+    """
+
+    def __init__(self, protocol: Protocol = "ours", quantity: Quantity = "update") -> None:
+        for name, value, known in (("protocol", protocol, PROTOCOLS), ("quantity", quantity, get_args(Quantity))):
+            if value not in known:
+                raise StudyError(f"measure.spectra.{name} must be one of {', '.join(known)}, got {value!r}.")
+        self.protocol, self.quantity = protocol, quantity
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return the detailed measures, each as one value over the layers of the convention."""
+        spectra, convention = run.spectra(), PROTOCOLS[self.protocol]
+        if not spectra:
+            return {}
+        sample = spectra[-1].sample
+        if sample.tokens != convention.tokens:
+            raise RunError(
+                f"{run.path}: protocol {self.protocol} measures tokens {convention.tokens!r}, and the run recorded "
+                f"{sample.tokens!r}: give its SpectralTracker protocol: {self.protocol}."
+            )
+        layers = spectra[-1].values.get(matrix_name(self.quantity, convention.centre), {})
+        means = summarize(layers, spectra[-1].ranks, convention).means
+        prefix = "" if self.quantity == "update" else f"{self.quantity}_"
+        suffix = "" if self.protocol == "ours" else f"_{self.protocol}"
+        return {
+            f"{prefix}{name}{suffix}": means[name][ALL_LAYERS]
+            for name, measure in MEASURES.items()
+            if measure.detailed and ALL_LAYERS in means.get(name, {})
+        }
+
+
+class TaskAccuracy(Measure):
+    """``evaluation``: the metrics of a task, by ``cera evaluate``, such as ``smol_pass@1``.
+
+    Args:
+        config: Configuration with an ``evaluation``.
+        name: Name of the evaluation.
+    """
+
+    files = ("config",)
+
+    def __init__(self, config: str, name: str) -> None:
+        self.config, self.name = config, name
+
+    def command(self, run_dir: Path) -> list[str] | None:
+        """Return the command that evaluates the adapter, or goes on with an evaluation that was stopped."""
+        return [
+            *CERA,
+            "evaluate",
+            f"--config={self.config}",
+            f"--adapter={run_dir}",
+            f"--evaluation.name={self.name}",
+        ]
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return each metric as ``NAME_METRIC``."""
+        file = run.path / "eval" / self.name / "eval.json"
+        if not file.exists():
+            return {}
+        metrics = read_json_object(file).get("metrics")
+        if not isinstance(metrics, dict) or not all(isinstance(metric, dict) for metric in metrics.values()):
+            raise RunError(f"{file} has no metrics: it is no report of an evaluation.")
+        return {f"{self.name}_{name}": _number(file, metric, "value") for name, metric in metrics.items()}
+
+
+BUILT_IN: dict[str, type[Measure]] = {
+    "perplexity": FinalPerplexity,
+    "held_out": HeldOutPerplexity,
+    "spectra": SpectraMeasures,
+    "evaluation": TaskAccuracy,
+}
+"""The measures that a study's file names without a class path."""
+
+
+def build_measures(content: Any, folder: Path) -> tuple[Measure, ...]:
+    """Return the measures of a study.
+
+    Args:
+        content: The field ``measure`` of its file.
+        folder: The folder that the names of files are relative to.
+
+    Raises:
+        StudyError: A measure or an argument of one does not exist.
+    """
+    if not isinstance(content, list):
+        raise StudyError(f"measure must be a list, got {content!r}.")
+    return tuple(_build(written, folder) for written in content)
+
+
+def _build(written: Any, folder: Path) -> Measure:
+    if isinstance(written, dict) and len(written) == 1:
+        ((name, arguments),) = written.items()
+        arguments = dict(mapping(f"measure.{name}", arguments))
+    else:
+        name, arguments = written, {}
+    chosen = _measure_class(name)
+    known = list(inspect.signature(chosen).parameters)
+    for key in arguments:
+        if key not in known:
+            raise StudyError(f"measure.{name} has the unknown key {key!r}; there are {', '.join(known) or 'none'}.")
+    for key in set(chosen.files) & arguments.keys():
+        arguments[key] = config_file(f"measure.{name}.{key}", arguments[key], folder)
+    try:
+        return chosen(**arguments)
+    except TypeError as error:
+        raise StudyError(f"measure.{name}: {error}.") from error
+
+
+def _measure_class(name: Any) -> type[Measure]:
+    if isinstance(name, str) and name in BUILT_IN:
+        return BUILT_IN[name]
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    try:
+        chosen = getattr(importlib.import_module(module), attribute) if module else None
+    except (ImportError, AttributeError) as error:
+        raise StudyError(f"measure: {name} cannot be imported: {error}.") from error
+    if not (isinstance(chosen, type) and issubclass(chosen, Measure)):
+        raise StudyError(f"measure: {name!r} must be {', '.join(BUILT_IN)} or the class path of a measure.")
+    return chosen
+
+
+def _last_checkpoint(run_dir: Path) -> Path:
+    newest = newest_checkpoint(run_dir / "checkpoints")
+    if newest is None:
+        raise RunError(f"{run_dir} has no checkpoint to measure.")
+    return newest
+
+
+def _number(file: Path, content: Mapping[str, Any], key: str) -> float:
+    value = content.get(key)
+    if value in ("nan", "inf"):  # which are no numbers in JSON
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RunError(f"{file}: {key} must be a number, got {value!r}.")
+    return float(value)

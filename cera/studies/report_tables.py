@@ -1,0 +1,216 @@
+"""The tables of a study's report, from its summary alone, and their forms as Markdown, LaTeX and CSV.
+
+Cells are text, so that a table says the same in every form.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cera.studies.axes import format_number
+from cera.studies.definition import REPLICATES
+from cera.studies.selection import Choice, Results, choose, complete, difference, finite, holm, t_interval
+from cera.studies.summary import Summary
+
+LATEX = {"\\": r"\textbackslash{}", **{character: f"\\{character}" for character in "&%$#_{}"}}
+LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title.
+
+    Attributes:
+        name: Name of its CSV file, and its label in LaTeX.
+        title: What it shows, as a sentence.
+        headers: Heading of each column.
+        rows: Cells of each row; the first column is text and stands to the left.
+    """
+
+    name: str
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(summary: Summary) -> list[Table]:
+    """Return the tables of a study, without those that would be empty."""
+    choices = {method: choice_of(summary, method) for method in summary.methods}
+    made = [_methods(summary, choices), _differences(summary, choices), _grid(summary), _not_finished(summary)]
+    return [table for table in made if table.rows]
+
+
+def choice_of(summary: Summary, method: str) -> Choice:
+    """Return the value of the selected axis at which a method is best; without such an axis all seeds are one value."""
+    if summary.selection is None:
+        return Choice("", None, [])
+    results = summary.results(method, summary.selection.metric)
+    return choose(results, summary.grid(method), summary.selection.goal)
+
+
+def chosen_results(summary: Summary, method: str, choice: Choice, metric: str) -> Results:
+    """Return a method's values by seed at the chosen value of the selected axis."""
+    return {} if choice.value is None else summary.results(method, metric)[choice.value]
+
+
+def notes(summary: Summary) -> list[str]:
+    """Return what a reader must know before trusting the tables, a sentence each."""
+    sentences = []
+    selection = summary.selection
+    if selection is not None and selection.metric in summary.metrics:
+        sentences.append(
+            f"{selection.metric} chooses the {selection.axis} and is reported, on the same rows: it favours every "
+            "method, and more so those with more values."
+        )
+    for method in summary.methods:
+        choice = choice_of(summary, method)
+        if selection is not None and choice.value is None:
+            sentences.append(f"{method}: at every {selection.axis} a run diverged, failed or has not ended.")
+        elif selection is not None and choice.edge == "only":
+            sentences.append(f"{method}: {choice.value} is the only {selection.axis}; there was nothing to choose.")
+        elif selection is not None and choice.edge is not None:
+            sentences.append(
+                f"{method}: its best {selection.axis}, {choice.value}, is the {choice.edge} of its grid; a better one "
+                "may lie beyond."
+            )
+        if selection is not None and choice.value is not None and choice.excluded:
+            sentences.append(f"{method}: not chosen, as a run there has no result: {', '.join(choice.excluded)}.")
+    seeds = {run.labels[REPLICATES] for run in summary.runs if REPLICATES in run.labels}
+    if len(seeds) < 3:
+        sentences.append(f"{max(len(seeds), 1)} seed(s): intervals are wide or missing, and differences are anecdotes.")
+    return sentences
+
+
+def _methods(summary: Summary, choices: dict[str, Choice]) -> Table:
+    """Return a row for each method at its chosen value: its values with intervals, and the paper's numbers."""
+    selected = [] if summary.selection is None else [f"best {summary.selection.axis}"]
+    paper = [metric for metric in summary.metrics if metric in summary.report.paper]
+    headers = ["method", "parameters", *selected, "ended", *summary.metrics, *(f"{name} (paper)" for name in paper)]
+    rows = []
+    for method in summary.methods:
+        choice, runs = choices[method], [run for run in summary.runs if run.method == method]
+        sizes = sorted({run.parameters for run in runs if run.parameters is not None})
+        mark = "" if choice.edge in (None, "only") else " (edge)"
+        cells = [method, ", ".join(f"{size:,}" for size in sizes) or "-"]
+        cells += [f"{choice.value or '-'}{mark}"] if selected else []
+        cells.append(f"{sum(run.state == 'finished' for run in runs)} of {len(runs)}")
+        cells += [_mean(chosen_results(summary, method, choice, metric)) for metric in summary.metrics]
+        numbers = [summary.report.paper[metric].get(method) for metric in paper]
+        cells += ["-" if number is None else format_number(number) for number in numbers]
+        rows.append(tuple(cells))
+    source = f" Columns marked (paper) are the paper's: {summary.report.source}." if paper else ""
+    at = "" if not selected or summary.selection is None else f" at the {summary.selection.axis} that is best for it"
+    title = f"Each method{at}: mean over the seeds with its 95% t-interval.{source}"
+    return Table("methods", title, tuple(headers), tuple(rows))
+
+
+def _differences(summary: Summary, choices: dict[str, Choice]) -> Table:
+    """Return the differences of all methods to the reference, paired by seed; each metric is a family of tests."""
+    reference = summary.report.reference
+    rows: list[tuple[str, ...]] = []
+    for metric in summary.metrics if reference is not None else ():
+        ours = {method: chosen_results(summary, method, choices[method], metric) for method in summary.methods}
+        compared = {m: difference(ours[reference or ""], ours[m]) for m in summary.methods if m != reference}
+        tested = [m for m, d in compared.items() if d is not None and d.p_value is not None]
+        adjusted = dict(zip(tested, holm([compared[m].p_value for m in tested]), strict=True))  # type: ignore[union-attr,misc]
+        for method, paired in compared.items():
+            if paired is not None:
+                interval = _interval(None if paired.low is None else (paired.low, paired.high or paired.low))
+                p_values = ["-", "-"] if paired.p_value is None else [_p(paired.p_value), _p(adjusted[method])]
+                rows.append((method, metric, f"{paired.mean:+.4g}{interval}", str(paired.seeds), *p_values))
+    title = (
+        f"Difference to {reference}, paired by seed, with its 95% t-interval. P-values are of Student's paired test; "
+        "those of Holm are adjusted for all comparisons of a metric."
+    )
+    return Table("differences", title, ("method", "metric", "difference", "seeds", "p", "p (Holm)"), tuple(rows))
+
+
+def _grid(summary: Summary) -> Table:
+    """Return the mean of the deciding metric by method and value of the selected axis."""
+    selection = summary.selection
+    if selection is None:
+        return Table("grid", "", (), ())
+    grids = {method: summary.results(method, selection.metric) for method in summary.methods}
+    labels = list(dict.fromkeys(label for grid in grids.values() for label in grid))
+    numbers = {label: number for method in summary.methods for label, number in summary.grid(method).items()}
+    if set(labels) <= numbers.keys():
+        labels.sort(key=numbers.__getitem__)
+    rows = [(method, *(_cell(grid.get(label)) for label in labels)) for method, grid in grids.items()]
+    title = f"{selection.metric} by {selection.axis}: mean over the seeds; incomplete where a run has no result."
+    return Table("grid", title, ("method", *labels), tuple(rows))
+
+
+def _not_finished(summary: Summary) -> Table:
+    rows = [(run.name, run.state, run.reason or "-") for run in summary.runs if run.state != "finished"]
+    return Table("not_finished", "Runs without a result.", ("run", "state", "reason"), tuple(rows))
+
+
+def _cell(seeds: Results | None) -> str:
+    if seeds is None:
+        return "-"
+    return (
+        f"{_average(finite(seeds).values()):.4g}" if complete(seeds) else f"{len(finite(seeds))} of {len(seeds)} runs"
+    )
+
+
+def _mean(seeds: Results) -> str:
+    values = list(finite(seeds).values())
+    return f"{_average(values):.4g}{_interval(t_interval(values))}" if values else "-"
+
+
+def _average(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:.4g}, {interval[1]:.4g}]"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+# Forms
+
+
+def markdown(table: Table) -> str:
+    """Return a table of Markdown with its title above it."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.headers, *table.rows)]
+    rule = ["---", *("---:" for _ in table.headers[1:])]
+    lines = [f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:])]
+    return "\n".join([table.title, "", *lines]) + "\n"
+
+
+def latex(table: Table) -> str:
+    """Return a table of LaTeX with the rules of the package booktabs."""
+    header, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in (table.headers, *table.rows)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_escape(table.title)}}}",
+            rf"\label{{tab:{table.name}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.headers) - 1)}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def csv_text(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV; ``None`` is an empty cell."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows(rows)
+    return written.getvalue()
+
+
+def _escape(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)

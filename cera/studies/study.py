@@ -1,0 +1,92 @@
+"""A study, from its file to its report.
+
+    study = Study.load("configs/studies/smol_lr.yaml")
+    study.run(parallel=2)
+    study.report()
+    study.plot()  # a figure of matplotlib, which a notebook shows
+
+Everything is read from the run directories, so that each call may be made in another process, or after a kill.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from cera.studies.definition import Definition, read_definition
+from cera.studies.report import write_report
+from cera.studies.report_figure import figure
+from cera.studies.runner import Runner, Watch
+from cera.studies.state import RunState, progress_line, read_state
+from cera.studies.summary import SUMMARY, Summary, summarize_study
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and the directory of its runs.
+
+    Attributes:
+        definition: What its file defines.
+        folder: The directory of its run directories.
+    """
+
+    definition: Definition
+    folder: Path
+
+    @classmethod
+    def load(cls, path: str | Path, runs: str | Path = "runs") -> "Study":
+        """Read a study's file.
+
+        Args:
+            path: The file.
+            runs: Directory of all runs; those of the study are in the directory of its name there.
+
+        Raises:
+            StudyError: The file is missing or wrong; the message names the field.
+        """
+        definition = read_definition(Path(path))
+        return cls(definition, Path(runs) / definition.name)
+
+    def run(self, parallel: int = 1, watch: Watch | None = None) -> list[RunState]:
+        """Run what has not ended, write ``summary.json``, and return the states of all runs; see ``Runner``.
+
+        Args:
+            parallel: Number of runs at a time.
+            watch: Is called with the states of all runs every two seconds; by default, it prints a line when a state
+                changes.
+        """
+        states = Runner(self.definition, self.folder, parallel, watch or _print_changes(parallel)).run()
+        self.summary().save(self.folder / SUMMARY)
+        return states
+
+    def states(self) -> list[RunState]:
+        """Return how far each run is."""
+        return [read_state(self.folder, run, self.definition.measures) for run in self.definition.runs]
+
+    def summary(self) -> Summary:
+        """Return what a report needs, from the run directories."""
+        return summarize_study(self.definition, self.folder)
+
+    def report(self, folder: Path | None = None) -> list[Path]:
+        """Write the summary and the report, beside the runs unless ``folder`` is given, and return their paths."""
+        summary, folder = self.summary(), folder or self.folder
+        summary.save(folder / SUMMARY)
+        return [folder / SUMMARY, *write_report(summary, folder)]
+
+    def plot(self) -> Figure | None:
+        """Return the figure of the report; ``None`` while no run has a value."""
+        return figure(self.summary())
+
+
+def _print_changes(parallel: int) -> Watch:
+    """Return a function that prints a line whenever the state of a run has changed."""
+    last: list[str] = []
+
+    def watch(states: list[RunState]) -> None:
+        now = [state.state for state in states]
+        if now != last:
+            print(progress_line(states, parallel), file=sys.stderr, flush=True)
+            last[:] = now
+
+    return watch  # type: ignore[return-value]

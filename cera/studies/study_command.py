@@ -1,0 +1,104 @@
+"""Plans, runs and reports a study: many training runs, each a process with a run directory of its own.
+
+    cera study plan configs/studies/smol_lr.yaml              # the runs, with their sizes
+    cera study plan configs/studies/smol_lr.yaml --shell      # what has not ended, one command a line
+    cera study run configs/studies/smol_lr.yaml --parallel 2  # what has not ended; resumes what was stopped
+    cera study status configs/studies/smol_lr.yaml            # how far each run is
+    cera study report configs/studies/smol_lr.yaml            # tables and figures, from the run directories
+    cera study report summary.json --out report               # the same from a summary alone
+
+The study's file may be named cera://studies/NAME, too. Ctrl-C stops the runs, which save their state, and the same
+command goes on.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from cera.cli.command_parser import CommandParser
+from cera.cli.errors import UsageError
+from cera.cli.paths import expand_home, user_path
+from cera.cli.run_command import run_command
+from cera.cli.shipped import configuration_file
+from cera.cli.study_tables import LiveTable, plan_table, status_table
+from cera.progress import progress
+from cera.studies.report import write_report
+from cera.studies.runner import command_to_train
+from cera.studies.state import ENDED, duration, progress_line, seconds_left
+from cera.studies.study import Study
+from cera.studies.summary import SUMMARY, Summary
+
+OPTIONS = {"shell": "plan", "memory": "plan", "base": "plan", "out": "report"}
+"""Options of one action only."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status: 2 after a user's mistake, 1 if a run failed or diverged."""
+    parser = CommandParser("study", __doc__)
+    parser.add_argument("action", choices=("plan", "run", "status", "report"), help="what to do")
+    parser.add_argument("study", type=expand_home, help="file of the study, cera://studies/NAME, or a summary.json")
+    parser.add_argument("--runs", type=user_path, default=Path("runs"), help="directory of all runs")
+    parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
+    parser.add_argument("--shell", action="store_true", help="plan: print a command a line of what has not ended")
+    parser.add_argument("--memory", action="store_true", help="plan: estimate the memory of each method, too")
+    parser.add_argument("--base", type=expand_home, help="plan: count on this model, a directory with its config.json")
+    parser.add_argument("--out", type=user_path, help="report: its directory (default: that of the study's runs)")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _run(options), on_interrupt="stopped; the same command goes on.")
+
+
+def _run(options: argparse.Namespace) -> int:
+    for name, action in OPTIONS.items():
+        if getattr(options, name) and options.action != action:
+            raise UsageError(f"--{name} is an option of `cera study {action}`.")
+    if options.parallel < 1:
+        raise UsageError(f"--parallel must be at least 1, got {options.parallel}.")
+    if options.action == "report" and options.study.endswith(".json"):
+        return _print_files(write_report(Summary.read(Path(options.study)), options.out or Path(options.study).parent))
+    study = Study.load(configuration_file(options.study), options.runs)
+    actions = {"plan": _plan, "run": _run_study, "status": _status, "report": _report}
+    return actions[options.action](study, options)
+
+
+def _plan(study: Study, options: argparse.Namespace) -> int:
+    if options.shell:
+        for state in study.states():
+            if state.state not in ENDED:
+                _, *command = command_to_train(study.folder, state.run)
+                print(shlex.join(["python", *command]))
+        return 0
+    # which takes seconds to import, and is not needed by the other actions
+    from cera.cli.study_plan import plan_runs
+
+    runs = study.definition.runs
+    planned, missing = plan_runs(progress(runs, "planning", "run"), options.base, options.memory)
+    left = seconds_left(study.states(), options.parallel)
+    time_left = "unknown, as no run has ended yet" if left is None else duration(left)
+    print(f"{plan_table(planned, options.memory)}\n")
+    if missing is not None:
+        print(f"parameters unknown: {missing}\nGive such a directory as --base.\n", file=sys.stderr)
+    print(f"{len(runs)} runs in {study.folder}; time with --parallel {options.parallel}: {time_left}")
+    return 0
+
+
+def _run_study(study: Study, options: argparse.Namespace) -> int:
+    states = study.run(options.parallel, LiveTable(options.parallel))
+    print(f"\n{status_table(states)}\n\nsummary: {study.folder / SUMMARY}")
+    return int(any(state.state != "finished" for state in states))
+
+
+def _status(study: Study, options: argparse.Namespace) -> int:
+    states = study.states()
+    print(f"{status_table(states)}\n\n{progress_line(states, options.parallel)}")
+    return 0
+
+
+def _report(study: Study, options: argparse.Namespace) -> int:
+    return _print_files(study.report(options.out))
+
+
+def _print_files(paths: list[Path]) -> int:
+    for path in paths:
+        print(path)
+    return 0

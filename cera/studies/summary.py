@@ -1,0 +1,156 @@
+"""The summary of a study: all that its report needs, as one small JSON file that can be committed.
+
+summary = summarize_study(definition, Path("runs/smol_lr"))
+summary.save(Path("summary.json"))
+assert Summary.read(Path("summary.json")) == summary
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cera.foreign_files import FileError, read_json_object
+from cera.runs.files import replacing
+from cera.runs.finished import FinishedRun
+from cera.studies.definition import REPLICATES, Definition, ReportOptions, Selection, StudyRun
+from cera.studies.measures import Measure
+from cera.studies.selection import Results
+from cera.studies.state import ENDED, read_state
+
+SUMMARY = "summary.json"
+"""The file in the directory of a study."""
+
+DIGITS = 10
+"""Significant digits of the values: rounding of the last bit does not change a report."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a report needs of a run.
+
+    Attributes:
+        name: Its name.
+        method: See ``StudyRun.method``.
+        labels: Label by axis.
+        numbers: Value by axis, of axes of numbers.
+        state: See ``cera.studies.state.State``.
+        reason: Why it failed or diverged.
+        parameters: Number of trainable parameters, if it is recorded.
+        values: What was measured, by name.
+    """
+
+    name: str
+    method: str
+    labels: Mapping[str, str]
+    numbers: Mapping[str, float]
+    state: str
+    reason: str | None
+    parameters: int | None
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The runs of a study and what its file says of their report.
+
+    Attributes:
+        study: Name of the study.
+        axes: Names of the axes, in order.
+        selection: See ``Definition``.
+        report: See ``Definition``.
+        runs: All runs, in order.
+    """
+
+    study: str
+    axes: tuple[str, ...]
+    selection: Selection | None
+    report: ReportOptions
+    runs: tuple[RunSummary, ...]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, in the order of their runs."""
+        return list(dict.fromkeys(run.method for run in self.runs))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The values that are reported: those that the study's file names, or all."""
+        return list(self.report.metrics) or list(dict.fromkeys(name for run in self.runs for name in run.values))
+
+    def results(self, method: str, metric: str) -> dict[str, Results]:
+        """Return a method's values by the label on the selected axis (``""`` without one), then by seed."""
+        axis = None if self.selection is None else self.selection.axis
+        grid: dict[str, dict[str, float | None]] = {}
+        for run in self.runs:
+            if run.method == method:
+                value = run.values.get(metric) if run.state == "finished" else None
+                label = "" if axis is None else run.labels[axis]
+                grid.setdefault(label, {})[run.labels.get(REPLICATES, "")] = value
+        return {label: dict(seeds) for label, seeds in grid.items()}
+
+    def grid(self, method: str) -> dict[str, float]:
+        """Return a method's values of the selected axis that are numbers, by label."""
+        axis = "" if self.selection is None else self.selection.axis
+        runs = [run for run in self.runs if run.method == method and axis in run.numbers]
+        return {run.labels[axis]: run.numbers[axis] for run in runs}
+
+    def save(self, path: Path) -> None:
+        """Write the summary as JSON with sorted keys."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write_text(json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Summary":
+        """Read a summary that ``save`` wrote.
+
+        Raises:
+            FileError: The file is missing, or no summary.
+        """
+        content = read_json_object(path)
+        try:
+            report = content["report"]
+            return cls(
+                content["study"],
+                tuple(content["axes"]),
+                None if content["selection"] is None else Selection(**content["selection"]),
+                ReportOptions(**{**report, "metrics": tuple(report["metrics"])}),
+                tuple(RunSummary(**run) for run in content["runs"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise FileError(f"{path} is no summary of a study: {error}.") from error
+
+
+def summarize_study(definition: Definition, folder: Path) -> Summary:
+    """Read the run directories of a study.
+
+    Args:
+        definition: The study.
+        folder: Its directory.
+
+    Raises:
+        StudyError: A run was started with other settings than the study has now.
+    """
+    runs = tuple(_summarize_run(folder, run, definition.measures) for run in definition.runs)
+    axes = tuple(axis.name for axis in definition.axes)
+    return Summary(definition.name, axes, definition.selection, definition.report, runs)
+
+
+def _summarize_run(folder: Path, run: StudyRun, measures: tuple[Measure, ...]) -> RunSummary:
+    state = read_state(folder, run, measures)
+    values: dict[str, float] = {}
+    parameters = None
+    if state.state in ENDED:
+        finished_run = FinishedRun.read(folder / run.name)
+        for measure in measures if state.state == "finished" else ():
+            values |= measure.values(finished_run)
+        environment = finished_run.path / "environment.json"
+        recorded: Any = read_json_object(environment).get("trainable_parameters") if environment.exists() else None
+        parameters = recorded if isinstance(recorded, int) else None
+    rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in values.items() if math.isfinite(value)}
+    return RunSummary(
+        run.name, run.method, dict(run.labels), dict(run.numbers), state.state, state.reason, parameters, rounded
+    )

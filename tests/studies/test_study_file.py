@@ -1,0 +1,149 @@
+"""The file of a study: which runs it stands for, and what is said of a wrong one."""
+
+import re
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from study_files import content, study, write_files
+
+from cera.studies.definition import parse_definition, read_definition
+from cera.studies.measures import BUILT_IN, Measure
+from cera.studies.study import Study
+
+SHIPPED = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
+
+
+def runs_of(folder, **fields):
+    return study(folder, **fields).definition.runs
+
+
+def test_runs_are_all_combinations_with_readable_names_in_a_fixed_order(tmp_path) -> None:
+    axes = {
+        "adapter": {"cera": "cera.yaml", "lora": {"config": "lora.yaml", "model.warmup": 0.1}},
+        "rank": {"by": "adapter", "values": {"cera": [64], "lora": {"r8": {"model.adapter.init_args.r": 8}}}},
+        "learning_rate": {"by": "adapter", "values": {"cera": ["3e-4", 0.001], "lora": [1e-4]}},
+        "seed": [0, 1],
+    }
+    runs = runs_of(tmp_path, axes=axes, settings={"trainer.max_steps": 20}, select={"axis": "learning_rate"})
+    assert [run.name for run in runs] == [
+        "cera-r64-lr3e-4-seed0",
+        "cera-r64-lr3e-4-seed1",
+        "cera-r64-lr1e-3-seed0",
+        "cera-r64-lr1e-3-seed1",
+        "lora-r8-lr1e-4-seed0",
+        "lora-r8-lr1e-4-seed1",
+    ]
+    first, last = runs[0], runs[-1]
+    assert [path.rpartition("/")[2] for path in last.configs] == ["base.yaml", "lora.yaml"]
+    assert first.numbers == {"rank": 64, "learning_rate": 3e-4, "seed": 0}
+    assert (first.method, last.method) == ("cera-r64", "lora-r8")
+    assert last.settings["model.warmup"] == 0.1
+    assert last.settings["model.adapter.init_args.r"] == 8
+    arguments = first.arguments()
+    assert "--model.learning_rate=3e-4" in arguments
+    assert "--trainer.max_steps=20" in arguments
+    assert "--seed_everything=0" in arguments
+    assert read_definition(tmp_path / "small.yaml").runs == runs
+
+
+def test_the_base_is_measured_once_for_each_method(tmp_path) -> None:
+    key = "trainer.num_sanity_val_steps"
+    runs = runs_of(tmp_path, select={"axis": "learning_rate"})
+    assert [run.settings[key] for run in runs] == [-1, 0, -1, 0]
+    runs = runs_of(tmp_path, select={"axis": "learning_rate"}, settings={key: 0})
+    assert {run.settings[key] for run in runs} == {0}
+
+
+def test_values_that_are_no_words_become_arguments(tmp_path) -> None:
+    data = {"class_path": "cera.data.SlimOrca", "init_args": {"streaming": True}}
+    axes = {"packing": {"on": {"data.packing": True, "data.validation": data}}}
+    (run,) = runs_of(tmp_path, axes=axes)
+    assert "--data.packing=true" in run.arguments()
+    (given,) = [argument for argument in run.arguments() if argument.startswith("--data.validation=")]
+    assert yaml.safe_load(given.partition("=")[2]) == data
+
+
+WRONG = [
+    ({"axis": 1}, "a study has the unknown key 'axis'; there are axes, base"),
+    ({"name": "a/b"}, "name must be of letters"),
+    ({"base": "nowhere.yaml"}, r"base: there is no file .*nowhere\.yaml; names are relative"),
+    ({"base": "cera://nowhere"}, r"base: there is no file"),
+    ({"base": []}, "base must name at least one"),
+    ({"settings": {"max steps": 1}}, "settings has 'max steps', which is no key"),
+    ({"settings": {"name": "x"}}, "settings has 'name', which the study sets itself"),
+    ({"axes": {}}, "axes must be a mapping with at least one entry, got {}"),
+    ({"axes": {"learning_rate": []}}, "axes.learning_rate must be a list of values .* got \\[\\]"),
+    ({"axes": {"adapter": ["cera.yaml"]}}, "axes.adapter: a list is of values of a key .* or of learning_rate, rank"),
+    ({"axes": {"adapter": {"cera": "gone.yaml"}}}, "axes.adapter.cera: there is no file"),
+    ({"axes": {"seed": [0, 0]}}, "axes.seed has the value seed0 twice"),
+    ({"axes": {"seed": [[0]]}}, r"axes.seed must hold numbers or words, got \[0\]"),
+    ({"axes": {"data.dataset": ["a b"]}}, "'dataseta b', which becomes a part of names of runs"),
+    ({"axes": {"seed": {"by": "adapter", "values": {}}}}, r"axes.seed.by must name an earlier axis \(there is none\)"),
+    (
+        {"axes": {"adapter": {"cera": "cera.yaml"}, "seed": {"by": "adapter", "values": {"lora": [0]}}}},
+        r"axes.seed.values must have the values of the axis adapter \(cera\), got lora",
+    ),
+    (
+        {"axes": {"a": {"x": "cera.yaml", "x-y": "lora.yaml"}, "b": {"y-z": "cera.yaml", "z": "lora.yaml"}}},
+        "two runs have the name x-y-z",
+    ),
+    ({"measure": ["perplexty"]}, "measure: 'perplexty' must be perplexity, held_out, spectra"),
+    ({"measure": ["nowhere.Measure"]}, "measure: nowhere.Measure cannot be imported"),
+    ({"measure": [{"spectra": {"protocol": "mine"}}]}, "measure.spectra.protocol must be one of paper, authors, ours"),
+    ({"measure": [{"spectra": {"protocl": "ours"}}]}, "measure.spectra has the unknown key 'protocl'"),
+    ({"measure": ["evaluation"]}, "measure.evaluation: .* missing 2 required"),
+    ({"measure": [{"held_out": {"settings": {"data.batch_size": 1}}}]}, "must set data.validation"),
+    ({"select": {"axis": "seed"}}, r"select.axis must be an axis \(adapter, learning_rate\), got 'seed'"),
+    ({"select": {"axis": "learning_rate", "goal": "low"}}, "select.goal must be min or max, got 'low'"),
+    ({"report": {"reference": "dora"}}, r"report.reference must be a method \(lora-lr0.01, lora-lr0.03, "),
+    ({"report": {"paper": {"perplexity": {"dora": 3.9}}}}, "report.paper.perplexity must map methods"),
+    ({"report": {"metrics": "perplexity"}}, "report.metrics must be a list of names"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:50])
+def test_a_wrong_file_is_one_line_that_names_the_field(tmp_path, fields, message) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        study(tmp_path, **fields)
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).startswith(str(tmp_path / "small.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "small.yaml: while parsing"), ("- 1", "a study must be a mapp")]
+)
+def test_what_is_no_mapping_is_one_line(tmp_path, text, message) -> None:
+    (tmp_path / "small.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Study.load(tmp_path / "small.yaml")
+    with pytest.raises(ValueError, match=r"nowhere.yaml is missing"):
+        Study.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("field", ["name", "base", "axes"])
+def test_a_required_field(tmp_path, field) -> None:
+    write_files(tmp_path)
+    without = {key: value for key, value in content().items() if key != field}
+    with pytest.raises(ValueError, match=f"needs the field {field}"):
+        parse_definition(without, tmp_path)
+
+
+class Constant(Measure):
+    """A measure of one's own."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.value = value
+
+
+def test_a_measure_of_ones_own_is_named_by_its_class_path(tmp_path) -> None:
+    measures = study(tmp_path, measure=["perplexity", {f"{__name__}.Constant": {"value": 3}}]).definition.measures
+    assert isinstance(measures[0], BUILT_IN["perplexity"])
+    assert measures[1].value == 3
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_studies_have_their_names_and_readable_runs(path) -> None:
+    definition = read_definition(path)
+    assert definition.name == path.stem
+    assert all(re.fullmatch(r"[\w.+-]{1,80}", run.name) for run in definition.runs)

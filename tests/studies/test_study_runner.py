@@ -1,0 +1,204 @@
+"""The runner of a study on a stand-in for ``cera train``: what it starts, what it survives, and what it says."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from study_files import stand_in, study
+
+from cera.cli.study_tables import LiveTable
+from cera.runs.lock import DirectoryInUse, DirectoryLock
+from cera.runs.signals import Stopped
+from cera.studies import runner
+from cera.studies.measures import CERA, Measure
+from cera.studies.state import duration, progress_line, seconds_left
+
+
+@pytest.fixture(autouse=True)
+def trainer(monkeypatch):
+    monkeypatch.setattr(runner, "TRAIN", stand_in())
+
+
+def states(loaded) -> dict[str, str]:
+    return {state.run.name: state.state for state in loaded.states()}
+
+
+def begun(loaded) -> dict[str, list[str]]:
+    """How each run was started, each time."""
+    files = {run.name: loaded.folder / run.name / "begun" for run in loaded.definition.runs}
+    return {name: file.read_text().splitlines() if file.exists() else [] for name, file in files.items()}
+
+
+def wait_for_steps(run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        metrics = run / "metrics.csv"
+        if metrics.exists() and len(metrics.read_text().splitlines()) > steps:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"{run} did not come to step {steps}")
+
+
+def test_all_runs_end_and_are_not_run_again(tmp_path) -> None:
+    loaded = study(tmp_path)
+    assert set(states(loaded).values()) == {"not begun"}
+    seen = []
+    assert {state.state for state in loaded.run(parallel=2, watch=lambda states: seen.append(states))} == {"finished"}
+    assert {state.state for state in seen[-1]} == {"finished"}
+    assert begun(loaded) == {run.name: ["new"] for run in loaded.definition.runs}
+    summary = (loaded.folder / "summary.json").read_bytes()
+    loaded.run()
+    assert begun(loaded) == {run.name: ["new"] for run in loaded.definition.runs}
+    assert (loaded.folder / "summary.json").read_bytes() == summary
+    first = loaded.states()[0]
+    assert (first.step, first.max_steps, first.perplexity) == (6, 6, 2.0)
+    assert first.seconds > 0
+
+
+def test_a_failing_and_a_diverging_run_are_recorded_and_the_others_go_on(tmp_path, capsys) -> None:
+    axes = {"adapter": {"cera": "cera.yaml"}, "learning_rate": [-1, 10, 0.01]}
+    loaded = study(tmp_path, axes=axes)
+    loaded.run(watch=LiveTable(1))
+    failed, diverged, finished = loaded.states()
+    assert (failed.state, failed.reason) == ("failed", "status 1: model.learning_rate must be positive, got -1.0.")
+    assert (diverged.state, diverged.reason) == ("diverged", "val/perplexity is nan at step 6")
+    assert finished.state == "finished"
+    printed = capsys.readouterr().err
+    assert f"{failed.run.name} failed: {failed.reason}\n" in printed
+    assert "3 runs: 1 finished, 1 diverged, 1 failed; time left: 0:00:00\n" in printed
+    loaded.run()  # a failed run is tried again, a diverged one is not
+    assert begun(loaded)[diverged.run.name] == ["new"]
+
+
+def test_a_killed_run_is_resumed_at_once(tmp_path) -> None:
+    loaded = study(tmp_path, axes={"learning_rate": [0.01]}, settings={"kills": 1})
+    (state,) = loaded.run()
+    assert state.state == "finished"
+    assert begun(loaded) == {"lr0.01": ["new", "resumed at 1"]}
+
+
+def test_a_run_that_is_killed_again_and_again_fails_and_the_same_call_goes_on(tmp_path) -> None:
+    loaded = study(tmp_path, axes={"learning_rate": [0.01]}, settings={"kills": 2})
+    (state,) = loaded.run()
+    assert (state.state, state.reason, state.step) == ("failed", "killed by SIGKILL", 2)
+    (state,) = loaded.run()
+    assert state.state == "finished"
+    assert begun(loaded) == {"lr0.01": ["new", "resumed at 1", "resumed at 2"]}
+
+
+def test_a_killed_runner_leaves_its_runs_and_another_one_waits_for_them(tmp_path) -> None:
+    axes = {"adapter": {"cera": "cera.yaml"}, "learning_rate": [0.01, 0.03]}
+    loaded = study(tmp_path, axes=axes, settings={"wait": 0.15})
+    first, second = loaded.definition.runs
+    child = os.fork()
+    if child == 0:
+        loaded.run()
+        os._exit(0)
+    wait_for_steps(loaded.folder / first.name, 1)
+    with pytest.raises(DirectoryInUse, match="is in use by process"):
+        loaded.run()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert states(loaded)[first.name] == "running"
+    loaded.run()
+    assert set(states(loaded).values()) == {"finished"}
+    assert begun(loaded) == {first.name: ["new"], second.name: ["new"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_runs_in_good_order_and_the_same_call_goes_on(tmp_path, number) -> None:
+    loaded = study(tmp_path, settings={"wait": 0.1})
+    runs = loaded.definition.runs
+
+    def send() -> None:
+        for run in runs[:2]:
+            wait_for_steps(loaded.folder / run.name, 1)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(Stopped, match=f"{number.name}: the runs have saved their state"):
+        loaded.run(parallel=2)
+    sender.join()
+    assert list(states(loaded).values()) == ["stopped", "stopped", "not begun", "not begun"]
+    loaded.run(parallel=2)
+    assert set(states(loaded).values()) == {"finished"}
+    assert begun(loaded)[runs[0].name][1].startswith("resumed at ")
+
+
+def test_settings_that_have_changed_are_refused_before_anything_is_run(tmp_path) -> None:
+    axes = {"adapter": {"cera": "cera.yaml"}, "learning_rate": [0.01]}
+    study(tmp_path, axes=axes).run()
+    loaded = study(tmp_path, axes=axes, settings={"wait": 0.5})
+    with pytest.raises(ValueError, match=r"cera-lr0.01 was started with wait=None, and the study has 0.5 now"):
+        loaded.run()
+    with pytest.raises(ValueError, match="give the study another name"):
+        loaded.summary()
+
+
+class Once(Measure):
+    """Writes a file by a command; the values are what it holds."""
+
+    def __init__(self, script: str) -> None:
+        self.script = script
+
+    def command(self, run_dir: Path) -> list[str]:
+        return [CERA[0], "-c", self.script, str(run_dir / "measured")]
+
+    def values(self, run) -> dict[str, float]:
+        file = run.path / "measured"
+        return {"measured": float(file.read_text())} if file.exists() else {}
+
+
+def test_what_is_measured_after_a_run_is_measured_once_and_a_failure_is_the_runs(tmp_path) -> None:
+    axes = {"adapter": {"cera": "cera.yaml"}, "learning_rate": [0.01]}
+    failing = "import sys; sys.exit('no memory')"
+    loaded = study(tmp_path, axes=axes, measure=[{f"{__name__}.Once": {"script": failing}}])
+    (state,) = loaded.run()
+    assert (state.state, state.reason) == ("failed", "status 1: no memory")
+    idle = study(tmp_path, axes=axes, measure=[{f"{__name__}.Once": {"script": "pass"}}])
+    (state,) = idle.run()
+    assert state.state == "failed"
+    assert "ended without an error, and without a result" in state.reason
+    writing = "import sys; open(sys.argv[1], 'w').write('7')"
+    loaded = study(tmp_path, axes=axes, measure=["perplexity", {f"{__name__}.Once": {"script": writing}}])
+    (state,) = loaded.run()
+    assert state.state == "finished"
+    assert loaded.summary().runs[0].values == {"perplexity": 2.0, "measured": 7.0}
+    assert begun(loaded)[state.run.name] == ["new"]
+
+
+def test_a_broken_record_is_one_line(tmp_path) -> None:
+    loaded = study(tmp_path)
+    record = loaded.folder / "study" / f"{loaded.definition.runs[0].name}.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"other": 1}))
+    with pytest.raises(ValueError, match=r"lora-lr0.01.json is no record of a run"):
+        loaded.states()
+
+
+def test_one_writer(tmp_path) -> None:
+    loaded = study(tmp_path)
+    with DirectoryLock(loaded.folder / "study"), pytest.raises(DirectoryInUse):
+        loaded.run()
+    with pytest.raises(ValueError, match="parallel must be at least 1, got 0"):
+        loaded.run(parallel=0)
+
+
+def test_the_time_that_is_left_by_hand(tmp_path) -> None:
+    loaded = study(tmp_path)
+    assert seconds_left(loaded.states(), 1) is None
+    assert progress_line(loaded.states(), 1) == "4 runs: 4 not begun; time left: unknown"
+    one, two, three, four = loaded.states()
+    done = replace(one, state="finished", seconds=100.0)
+    half = replace(two, state="running", step=3, max_steps=6, seconds=10.0)
+    failed = replace(three, state="failed", seconds=5.0)
+    assert seconds_left([done, half, failed, four], 1) == pytest.approx(150)
+    assert seconds_left([done, half, failed, four], 2) == pytest.approx(100)  # no sooner than the longest run
+    assert seconds_left([half], 1) == pytest.approx(10)
+    assert duration(3750.4) == "1:02:30"

@@ -2,7 +2,7 @@
 
     python scripts/protocols.py --runs /tmp/protocols
 
-A run that has ended is not repeated. The table is in docs/protocols.md.
+A run that has ended is not repeated.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from cera.runs.files import replacing
 from cera.runs.finished import FinishedRun, RunError
 from cera.runs.lock import in_use
 from cera.studies.axes import StudyError
-from cera.studies.definition import StudyRun, argument
+from cera.studies.definition import BASE_VALIDATION, StudyRun, argument
 from cera.studies.measures import Measure
 
 RECORDS = "study"
@@ -61,11 +61,12 @@ class RunRecord:
             before = dict(record.started_with)
         except (TypeError, ValueError) as error:
             raise FileError(f"{path} is no record of a run.") from error
-        for key, value in started_with(run).items():
-            if before.get(key) != value:
+        now = started_with(run)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
                 raise StudyError(
-                    f"{folder / run.name} was started with {key}={before.get(key)}, and the study has {value} now: "
-                    "give the study another name, or remove the run and its record."
+                    f"{folder / run.name} was started with {key}={before.get(key)}, and the study has {now.get(key)} "
+                    "now: give the study another name, or remove the run and its record."
                 )
         return record
 
@@ -155,8 +156,11 @@ def next_measure(run: FinishedRun, measures: Sequence[Measure]) -> Measure | Non
 
 
 def started_with(run: StudyRun) -> dict[str, Any]:
-    """Return what a run is started with, for comparison: the names of its files, and its settings as arguments."""
-    settings = {key: argument(value) for key, value in run.settings.items()}
+    """Return what a run is started with, for comparison: the names of its files, and its settings as arguments.
+
+    Whether it measures the base is left out: another run may be the first of its method when an axis gets more values.
+    """
+    settings = {key: argument(value) for key, value in run.settings.items() if key != BASE_VALIDATION}
     return {"configs": [Path(path).name for path in run.configs], **settings}
 
 

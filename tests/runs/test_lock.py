@@ -14,7 +14,7 @@ from command_line import command, environment, run_here
 from conftest import REPOSITORY
 
 from cera.runs import directory as run_directory
-from cera.runs.lock import LOCK, DirectoryInUse, DirectoryLock
+from cera.runs.lock import LOCK, DirectoryInUse, DirectoryLock, in_use
 
 fork = multiprocessing.get_context("fork")
 
@@ -58,6 +58,17 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path, holder) -> Non
     holder.join()
     with DirectoryLock(tmp_path / "a"):
         assert str(os.getpid()) in (tmp_path / "a" / LOCK).read_text()
+
+
+def test_whether_a_directory_is_in_use_is_seen_without_taking_the_lock(tmp_path, holder) -> None:
+    assert in_use(tmp_path / "a")
+    assert not in_use(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    holder.kill()
+    holder.join()
+    assert not in_use(tmp_path / "a")
+    with DirectoryLock(tmp_path / "a"):
+        assert in_use(tmp_path / "a")
 
 
 def test_two_locks_of_one_process_exclude_each_other(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """The runner of a study on a stand-in for ``cera train``: what it starts, what it survives, and what it says."""
 
+import io
 import json
 import os
 import signal
@@ -139,6 +140,39 @@ def test_settings_that_have_changed_are_refused_before_anything_is_run(tmp_path)
         loaded.run()
     with pytest.raises(ValueError, match="give the study another name"):
         loaded.summary()
+
+
+def test_an_axis_may_get_more_values_later(tmp_path) -> None:
+    axes = {"adapter": {"cera": "cera.yaml"}, "learning_rate": [0.01, 0.03]}
+    study(tmp_path, axes=axes, select={"axis": "learning_rate"}).run()
+    axes["learning_rate"].insert(0, 0.001)
+    loaded = study(tmp_path, axes=axes, select={"axis": "learning_rate"})
+    assert list(states(loaded).values()) == ["not begun", "finished", "finished"]
+    loaded.run()
+    assert list(begun(loaded).values()) == [["new"]] * 3
+
+
+class Terminal(io.StringIO):
+    """A file that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_one_table_that_is_drawn_anew(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "8")
+    loaded = study(tmp_path, axes={"learning_rate": [0.01, 0.02, 0.03, 0.04, 0.05]})
+    table = LiveTable(1, Terminal())
+    first = loaded.states()
+    table(first)
+    table([*first[:-1], replace(first[-1], state="running", step=2, max_steps=6)])
+    before, after = table.file.getvalue().split("\x1b[6A")
+    assert "lr0.01 " in before
+    assert "lr0.05 " not in before  # there is no place for it
+    assert "running" in after
+    assert "2 of 6" in after
+    assert "5 runs: 1 running, 4 not begun" in after
 
 
 class Once(Measure):

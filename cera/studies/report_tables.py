@@ -78,7 +78,8 @@ def notes(summary: Summary) -> list[str]:
             sentences.append(f"{method}: not chosen, as a run there has no result: {', '.join(choice.excluded)}.")
     seeds = {run.labels[REPLICATES] for run in summary.runs if REPLICATES in run.labels}
     if len(seeds) < 3:
-        sentences.append(f"{max(len(seeds), 1)} seed(s): intervals are wide or missing, and differences are anecdotes.")
+        number = "Two seeds" if len(seeds) == 2 else "One seed"
+        sentences.append(f"{number}: intervals are wide or missing, and differences may be chance.")
     return sentences
 
 

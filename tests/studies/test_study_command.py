@@ -22,6 +22,12 @@ from cera.studies.measures import HeldOutPerplexity, SpectraMeasures, TaskAccura
 from cera.studies.study import Study
 
 SHIPPED = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
+HELD_OUT = {
+    "data.validation": {"class_path": "cera.data.ReasoningGymWordProblems", "init_args": {"size": 6, "skip": 60}},
+    "data.validation_rows": 0,
+}
+"""Rows behind the 60 that the tiny runs are trained and validated on."""
+
 LLAMA = str(REPOSITORY / "configs" / "models" / "llama-3-8b")
 
 
@@ -39,9 +45,9 @@ def tiny_study(base: str, folder: Path) -> Path:
             "adapter": {name: str(adapters / f"{name}.yaml") for name in ("cera", "lora")},
             "learning_rate": {"by": "adapter", "values": {"cera": [1e-2, 2e-2], "lora": [1e-2, -1]}},
         },
-        "measure": ["perplexity", "spectra"],
+        "measure": ["perplexity", {"held_out": {"settings": HELD_OUT}}, "spectra"],
         "select": {"axis": "learning_rate"},
-        "report": {"metrics": ["perplexity", "effective_rank"], "reference": "lora"},
+        "report": {"metrics": ["held_out_perplexity", "effective_rank"], "reference": "lora"},
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -89,8 +95,9 @@ def test_a_study_with_a_failing_and_a_killed_run_comes_to_its_report(tiny_llama,
     assert main(["study", "report", str(path), f"--runs={runs}", f"--out={tmp_path / 'report'}"]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
     assert "| lora-lr-1 | failed |" in report
-    perplexity = FinishedRun.read(runs / "tiny" / "lora-lr0.01").curve("val/perplexity")[8]
-    assert f"{perplexity:.4g}" in report
+    run = FinishedRun.read(runs / "tiny" / "lora-lr0.01")
+    for perplexity in (run.curve("val/perplexity")[8], *HeldOutPerplexity(HELD_OUT).values(run).values()):
+        assert f"{perplexity:.4g}" in report
     # the command for a scheduler goes on with what is left
     capsys.readouterr()
     assert main(["study", "plan", str(path), f"--runs={runs}", "--shell"]) == 0
@@ -160,8 +167,7 @@ def test_options_of_another_action(tmp_path, capsys, options, message) -> None:
 
 
 def test_perplexity_on_rows_that_nothing_has_seen(two_runs, tmp_path, monkeypatch, capsys) -> None:
-    dataset = {"class_path": "cera.data.ReasoningGymWordProblems", "init_args": {"size": 6, "skip": 60}}
-    measure = HeldOutPerplexity({"data.validation": dataset, "data.validation_rows": 0})
+    measure = HeldOutPerplexity(HELD_OUT)
     run = FinishedRun.read(two_runs / "cera")
     assert measure.values(run) == {}
     *_, train, test = measure.command(run.path)[:5]

@@ -53,7 +53,9 @@ def measured_batches(
     return pad_to_longest(batches, data.validation_stream.encoder.tokenizer.pad_token_id)
 
 
-def separate_rows(base: str, file: Path | None, rows: int, fit_rows: int) -> ChatData:
+def separate_rows(
+    base: str, file: Path | None, rows: int, fit_rows: int, chat_template: str | None = None
+) -> ChatData:
     """Return rows to measure on as the held-out rows of a data module, and others to fit to as its training rows.
 
     Every row is a document of its own. The data module is checked but not yet read.
@@ -64,6 +66,7 @@ def separate_rows(base: str, file: Path | None, rows: int, fit_rows: int) -> Cha
             that follow those of the embedded training set, which repeat none of them.
         rows: Number of rows to measure on.
         fit_rows: Number of rows to fit to that a user asks for; the training rows of a file may be more.
+        chat_template: The template that renders them; ``None`` takes the tokenizer's.
 
     Raises:
         DataError: A number of rows or the file is invalid.
@@ -76,5 +79,6 @@ def separate_rows(base: str, file: Path | None, rows: int, fit_rows: int) -> Cha
         ChatDataset(data_files=str(file)) if file else ReasoningGymWordProblems(size=rows + fit_rows, skip=trained)
     )
     data = ChatData(dataset, base, validation_rows=rows, packing=False)
+    data.chat_template = chat_template
     data.check()
     return data

@@ -66,6 +66,8 @@ def resolve_model_args(model_args: dict[str, Any]) -> dict[str, Any]:
                 f"`cera evaluate`, or give peft={saved.folder} to have the base in full precision."
             )
         resolved |= {"peft": str(saved.folder), "pretrained": saved.base}
+        if saved.chat_template not in (None, load_tokenizer(saved.base).chat_template):
+            resolved.setdefault("tokenizer", str(saved.folder))  # whose template rendered the training data
     if "pretrained" in resolved:
         check_weight_files(resolved["pretrained"])
         resolved["pretrained"] = locate(resolved["pretrained"])

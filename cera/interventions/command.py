@@ -41,7 +41,7 @@ from cera.interventions.fitting import fit
 from cera.interventions.report import condition_rows, decile_rows, exact_match_rows, layer_rows, write_csv, write_json
 from cera.interventions.scores import TokenScores, adapter_nll, conditions, measure
 from cera.interventions.summary import RESAMPLES, Summarizer
-from cera.models.backbone import load_config, load_tokenizer
+from cera.models.backbone import load_config
 from cera.progress import progress
 from cera.runs.saved_adapter import SavedAdapter
 from cera.spectral.sample import FINGERPRINTS, fingerprint
@@ -122,7 +122,7 @@ def _prepare(options: argparse.Namespace) -> _Prepared:
     other = SavedAdapter.find(options.against, options.base) if options.against is not None else None
     if other is not None and other.base != saved.base:
         raise UsageError(f"--against must be an adapter of the same base, {saved.base}, got one of {other.base}.")
-    data = separate_rows(saved.base, options.data, options.rows, options.fit_rows)
+    data = separate_rows(saved.base, options.data, options.rows, options.fit_rows, saved.chat_template)
     data.setup()
     batches = list(data.val_dataloader())
     fit_batches = list(islice(data.train_dataloader(), -(-options.fit_rows // data.batch_size)))
@@ -143,8 +143,8 @@ def _prepare(options: argparse.Namespace) -> _Prepared:
     if evaluation is not None:
         names = ("base", "dtype", "adapter_sha256", "fit_data", "layers_chosen")
         model = {name: identity[name] for name in names}
-        tokenizer, config = load_tokenizer(saved.base), load_config(saved.base)
-        task = TaskUnderInterventions(evaluation, tokenizer, options.out / "exact_match", model, config)
+        folder = options.out / "exact_match"
+        task = TaskUnderInterventions(evaluation, saved.tokenizer(), folder, model, load_config(saved.base))
     options.out.mkdir(parents=True, exist_ok=True)
     return _Prepared(saved, other, batches, fit_batches, identity, task)
 

@@ -208,6 +208,10 @@ def test_model_args_name_runs_and_bases(adapter, tiny_llama, smol, tmp_path):
         "peft": "owner/adapter",
         "pretrained": "gpt2",
     }
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / "chat_template.jinja").write_text("{{ messages[0].content }}")  # of a run on plain text
+    assert resolve_model_args({"peft": str(own)})["tokenizer"] == str(own)
+    assert resolve_model_args({"peft": str(own), "tokenizer": "gpt2"})["tokenizer"] == "gpt2"
     assert (Path(resolve_model_args({"pretrained": smol})["pretrained"]) / "config.json").is_file()
 
 

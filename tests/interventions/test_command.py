@@ -91,6 +91,19 @@ def test_a_run_and_a_chat_file(two_runs, tmp_path, capsys):
     assert not (out / "by_layer.csv").exists()
 
 
+def test_rows_are_rendered_as_the_adapters_training_data_were(tiny_llama, tmp_path, capsys):
+    adapter = saved(tiny_llama, tmp_path / "adapter")
+    measured = []
+    for name in ("base", "own"):
+        assert main([str(adapter), *SMALL, "--level", "scalar", "--out", str(tmp_path / name)]) == 0
+        results = json.loads((tmp_path / name / "interventions.json").read_text())
+        measured.append((results["measured_data"], results["fit_data"]))
+        template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+        generation = "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        (adapter / "chat_template.jinja").write_text(template + generation)
+    assert all(base != own for base, own in zip(*measured, strict=True))
+
+
 def test_the_identity_loses_nothing(tiny_llama, tmp_path, capsys):
     adapter = saved(tiny_llama, tmp_path / "adapter", activation="identity")
     assert main([str(adapter), *SMALL, "--level", "diagonal"]) == 0, capsys.readouterr().err

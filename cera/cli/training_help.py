@@ -23,6 +23,7 @@ Configurations are files or cera://NAME; --print_config shows all settings of on
 the same for an adapter or a dataset, shows the arguments of a class."""
 
 
+TYPE = re.compile(r"(?<=\()type: (.*), (?=default: )", re.DOTALL)
 FIRST_SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 
 
@@ -37,6 +38,8 @@ class ShortHelp(DefaultHelpFormatter):
         if not action.help or not text.startswith(action.help):
             return text
         details = text.removeprefix(action.help) + (")" if known else "")
+        values = self._format_args(action, "VALUE")
+        details = TYPE.sub("" if values.startswith("{") else r"\1, ", details)  # {a,b} says the type
         return FIRST_SENTENCE.split(action.help, maxsplit=1)[0] + details
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:

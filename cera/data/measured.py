@@ -53,9 +53,7 @@ def measured_batches(
     return pad_to_longest(batches, data.validation_stream.encoder.tokenizer.pad_token_id)
 
 
-def separate_rows(
-    base: str, file: Path | None, rows: int, fit_rows: int, chat_template: str | None = None
-) -> ChatData:
+def separate_rows(base: str, file: Path | None, rows: int, fit_rows: int, chat_template: str | None = None) -> ChatData:
     """Return rows to measure on as the held-out rows of a data module, and others to fit to as its training rows.
 
     Every row is a document of its own. The data module is checked but not yet read.

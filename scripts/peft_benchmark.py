@@ -18,7 +18,9 @@ DEFAULT_LR, WEIGHT_DECAY = 1e-4, 0.1
 
 def main(arguments: list[str] | None = None) -> None:
     """Write one entry and print its directory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("benchmark", type=Path, help="directory of the benchmark, in which experiments/ is")
     parser.add_argument("--rank", type=int, default=32, help="rank of CeRA (default: 32)")
     parser.add_argument("--scaling", type=float, default=1.0, help="the scalar s (default: 1)")

@@ -40,7 +40,9 @@ def measured(saved: SavedAdapter, convention: Convention) -> Spectra:
 
 def main() -> None:
     """Measure each adapter once for each kind and number of tokens, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
     runs = parser.parse_args().runs
     adapters = [SavedAdapter.find(folder) for folder in runs]

@@ -59,7 +59,7 @@ class Adapters:
         for mutate in rng.sample(MUTATIONS, rng.choice([1, 1, 1, 2])):
             if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
                 with suppress(
-                    ValueError, LookupError, RecursionError, SafetensorError
+                    ValueError, LookupError, TypeError, RecursionError, SafetensorError
                 ):  # an earlier mutation left nothing to change
                     mutate(rng, folder)
         try:

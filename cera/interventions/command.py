@@ -15,7 +15,7 @@ interventions.json go to interventions/ in RUN_OR_ADAPTER_DIR.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,7 +44,7 @@ from cera.interventions.summary import RESAMPLES, Summarizer
 from cera.models.backbone import load_config
 from cera.progress import progress
 from cera.runs.saved_adapter import SavedAdapter
-from cera.spectral.sample import FINGERPRINTS, fingerprint
+from cera.spectral.sample import digits, fingerprint, total
 
 FILES = ("interventions.json", "layers.csv", "conditions.csv", "deciles.csv", "interventions.png")
 """What is always written."""
@@ -133,8 +133,8 @@ def _prepare(options: argparse.Namespace) -> _Prepared:
         "dtype": options.dtype,
         "data": json.loads(data.state_dict()["identity"]),
         "rows": {"measured": options.rows, "fit": sum(len(batch["input_ids"]) for batch in fit_batches)},
-        "measured_data": _fingerprint(batches),
-        "fit_data": _fingerprint(fit_batches),
+        "measured_data": digits(total(map(fingerprint, batches))),
+        "fit_data": digits(total(map(fingerprint, fit_batches))),
         "layers_chosen": options.layers,
     }
     if other is not None:
@@ -210,8 +210,3 @@ def _by_layer(
         f"\n{tables.layer_costs_table(rows)}\n\nIn one layer at a time: {tokens} answer tokens of {problems} problems."
     )
     return rows
-
-
-def _fingerprint(batches: Sequence[Mapping[str, Any]]) -> str:
-    """Return the identity of the documents in batches, as spectra record it: 16 hexadecimal digits."""
-    return f"{sum(fingerprint(batch) or 0 for batch in batches) % FINGERPRINTS:016x}"

@@ -17,6 +17,7 @@ from cera.interventions.affine import LEVELS, LatentFactor, LayerFit
 from cera.interventions.replacement import InterventionError, find_branches, in_layers
 from cera.linearize.fit import Progress, silent
 from cera.linearize.layers import Batch, model_inputs
+from cera.models.eval_mode import eval_mode
 from cera.spectral import SpectrumAccumulator
 
 ROWS_PER_COLUMN = 8
@@ -53,9 +54,7 @@ def fit(
         cera.spectral.NonFiniteError: An activation is NaN or infinite.
     """
     branches = in_layers(find_branches(model, adapter), layers)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with eval_mode(model):
         factors, tokens = _factors(model, progress(list(data), "activations of the fit"), branches, adapter)
         widest = max(branch.r[adapter] for branch in branches.values())
         if tokens <= widest + 1:
@@ -67,9 +66,6 @@ def fit(
         held_factors: dict[str, LatentFactor] = {}
         if other:
             held_factors, _ = _factors(model, progress(other, "activations held out"), branches, adapter)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     fits = {}
     for name in progress(list(factors), "least squares"):
         maps = {level: factors[name].fit(level) for level in LEVELS}
@@ -105,9 +101,10 @@ class _Latents:
     def factor(self) -> LatentFactor:
         """Return the factor of all tokens."""
         self.flush()
-        if self.stream.factor is None:
+        factor = self.stream.factor
+        if factor is None:
             raise InterventionError(f"{self.stream.name}: no token of the data reaches this layer.")
-        return LatentFactor(self.stream.factor)
+        return LatentFactor(factor)
 
 
 def _factors(

@@ -166,8 +166,9 @@ def _fit_group(
     fit_tokens = visit_inputs(model, fit_batches, updates, accumulate)
     fitted: dict[str, FittedLayer] = {}
     for sharing, stream in progress(list(streams.items()), "least squares"):
-        assert stream.factor is not None
-        x, *ys = stream.factor.split([sharing[0].layer.in_features, *(len(u.right) for u in sharing)], dim=-1)
+        factor = stream.factor
+        assert factor is not None
+        x, *ys = factor.split([sharing[0].layer.in_features, *(len(u.right) for u in sharing)], dim=-1)
         for update, y, (up, down) in zip(sharing, ys, least_squares(x, *ys), strict=True):
             if update.name in fitted:
                 raise ValueError(f"{update.name} shares its input with other layers in some forwards and not in all.")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from cera.models.eval_mode import eval_mode
+
 
 @torch.no_grad()  # not inference_mode: ZeRO-3 reuses the tensors that it gathers in a forward
 def generate(
@@ -65,19 +67,16 @@ def generation_mode(model: Any) -> Iterator[None]:
 
     A model's own ``generation_config`` may ask for sampling and penalties, with which greedy is not greedy.
     """
-    modes = {module: module.training for module in model.modules()}
     settings = vars(model.generation_config)  # changed in place, because a PEFT model reads its base's object
     saved = dict(settings)
-    model.eval()
-    settings.clear()
-    settings.update(vars(GenerationConfig()))
-    try:
-        yield
-    finally:
+    with eval_mode(model):
         settings.clear()
-        settings.update(saved)
-        for module, mode in modes.items():
-            module.training = mode
+        settings.update(vars(GenerationConfig()))
+        try:
+            yield
+        finally:
+            settings.clear()
+            settings.update(saved)
 
 
 def encode(tokenizer: Any, prompt: str, limit: float = math.inf) -> list[int]:

@@ -1,6 +1,6 @@
 """Settings that earlier versions do not have, and the values that mean what those versions did."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 ADDED = {
@@ -15,10 +15,13 @@ ADDED = {
 }
 """Settings of model, data and datasets by name."""
 
+ADDED_TO_CERA = {"init": "kaiming_uniform", "calibration_std": 1.0, "dropout_on": "latent", "recurrent_steps": 0}
+"""Settings of ``CeraConfig`` by name."""
 
-def without_added(settings: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return names and values without those of ``ADDED`` that are as before, so that earlier runs compare equal."""
-    return {name: value for name, value in settings if name not in ADDED or value != ADDED[name]}
+
+def without_added(settings: Iterable[tuple[str, Any]], added: Mapping[str, Any] = ADDED) -> dict[str, Any]:
+    """Return names and values without those of ``added`` that are as before, so that earlier runs compare equal."""
+    return {name: value for name, value in settings if name not in added or value != added[name]}
 
 
 def as_before(settings: Any) -> Any:

@@ -83,9 +83,9 @@ class AuthorsCheckpoint:
         """
         try:
             content = torch.load(require_file(file), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, LookupError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, AttributeError, LookupError) as error:
             raise AdapterError(f"{file} cannot be read as a checkpoint of torch.save: {one_line(error)}.") from error
-        except Exception as error:  # pickle's errors, of which torch raises its own
+        except Exception as error:  # a broken pickle may raise anything
             raise AdapterError(f"{file} is no checkpoint of tensors and plain values: {one_line(error)}.") from error
         state = content.get("model_state_dict") if isinstance(content, dict) else None
         if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -21,7 +21,7 @@ import yaml
 
 from cera.foreign_files import FileError, one_line, require_file
 from cera.foreign_yaml import load_yaml
-from cera.runs.added import as_before
+from cera.runs.added import ADDED_TO_CERA, as_before, without_added
 from cera.runs.moved import current_class_paths
 from cera.spectral.files import Spectra, spectra_files
 
@@ -41,9 +41,6 @@ STUDY_SETTINGS = (
     "num_nodes",
 )
 """The settings of the trainer in which all runs of a study agree."""
-
-ADDED = {"init": "kaiming_uniform", "calibration_std": 1.0, "dropout_on": "latent", "recurrent_steps": 0}
-"""The defaults of settings that ``CeraConfig`` has since a later version: what the runs of earlier ones had."""
 
 LABELS = {"Cera": "CeRA", "Lora": "LoRA", "GaussianLora": "LoRA", "AdaLora": "AdaLoRA"}
 WITH_DORA = {"Cera": "CeRA-DoRA", "Lora": "DoRA", "GaussianLora": "DoRA"}
@@ -151,7 +148,8 @@ class FinishedRun:
         trainer = {name: trainer_settings.get(name) for name in STUDY_SETTINGS}
         study = as_before({"model": model, "data": self.config.get("data"), "trainer": trainer})
         # earlier runs have fewer settings
-        settings = {k: v for k, v in self._adapter_settings.items() if v is not None and ADDED.get(k) != v}
+        given = ((k, v) for k, v in self._adapter_settings.items() if v is not None)
+        settings = without_added(given, ADDED_TO_CERA)
         adapter = {**self.config["model"]["adapter"], "init_args": settings}
         return RunIdentity(json.dumps(study, sort_keys=True), json.dumps(adapter, sort_keys=True))
 

@@ -39,7 +39,7 @@ class SpectrumAccumulator:
 
     @property
     def factor(self) -> Tensor | None:
-        """The triangular factor of Z, (min(rows, k), k) fp64; ``None`` before the first row."""
+        """The triangular factor of Z, (min(rows, k), k) fp64, computed when asked for; ``None`` without rows."""
         return None if self._extended is None else torch.linalg.qr(self._extended[:, 1:], mode="r").R
 
     def update(self, activations: Tensor, mask: Tensor | None = None) -> None:

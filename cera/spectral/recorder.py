@@ -25,7 +25,7 @@ from cera.spectral.accumulator import NonFiniteError, SpectrumAccumulator, gathe
 from cera.spectral.exact import GatherWeight, unpartitioned
 from cera.spectral.files import LayerSpectra, Quantity, Spectra
 from cera.spectral.hooks import BranchWeights, find_branches, is_off
-from cera.spectral.sample import FINGERPRINTS, Sample, Tokens, fingerprint, measured_tokens
+from cera.spectral.sample import Sample, Tokens, digits, fingerprint, measured_tokens, total
 
 
 class NotRecordableError(ValueError):
@@ -119,7 +119,7 @@ class SpectrumRecorder:
         """
         start = time.perf_counter()
         self._mask = mask
-        self._data = None if data is None or self._data is None else (self._data + data) % FINGERPRINTS
+        self._data = total((self._data, data))
         for branch in self.branches:
             if branch.name not in self._weights:
                 self._weights[branch.name] = branch.read_weights(self._gather)
@@ -157,9 +157,7 @@ class SpectrumRecorder:
 
     def all_reduce(self) -> None:
         """Combine what the ranks of the default process group recorded, if there is one. Every rank must call this."""
-        data: list[int | None] = gather_objects(self._data)
-        known = [number for number in data if number is not None]
-        self._data = sum(known) % FINGERPRINTS if len(known) == len(data) else None
+        self._data = total(gather_objects(self._data))
         for branch in self.branches:
             self.accumulators[branch.name].all_reduce()
 
@@ -182,7 +180,7 @@ class SpectrumRecorder:
 
     def _sample(self) -> Sample:
         count = max((accumulator.rows for accumulator in self.accumulators.values()), default=0)
-        return Sample(self.tokens, count, None if self._data is None else f"{self._data:016x}")
+        return Sample(self.tokens, count, digits(self._data))
 
     def _receive(self, name: str, activations: Tensor) -> None:
         start = time.perf_counter()

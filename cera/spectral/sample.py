@@ -25,7 +25,7 @@ IGNORE = -100
 """Label of a position without loss, as in transformers."""
 
 FINGERPRINTS = 2**64
-"""Fingerprints are added modulo this number, so that neither order nor batches matter."""
+"""Fingerprints are added modulo this number (``total``), so that neither order nor batches matter."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,24 @@ def batch_mask(batch: Any) -> Tensor | None:
 def fingerprint(batch: Any) -> int | None:
     """Return a number that identifies the documents of a batch, without padding; ``None`` if it has no ``input_ids``.
 
-    The numbers of several batches are to be added modulo ``FINGERPRINTS``: the sum is the same in any order, packed or
-    not, and on any number of processes.
+    The ``total`` of several batches is the same in any order, packed or not, and on any number of processes.
     """
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         return None
-    return sum(_hash(document) for document in _documents(batch, ids)) % FINGERPRINTS
+    return total(_hash(document) for document in _documents(batch, ids))
+
+
+def total(fingerprints: Iterable[int | None]) -> int | None:
+    """Return the fingerprint of several batches together; ``None`` if that of one is not known."""
+    numbers = list(fingerprints)
+    known = [number for number in numbers if number is not None]
+    return sum(known) % FINGERPRINTS if len(known) == len(numbers) else None
+
+
+def digits(fingerprint: int | None) -> str | None:
+    """Return a fingerprint as it is recorded: 16 hexadecimal digits."""
+    return None if fingerprint is None else f"{fingerprint:016x}"
 
 
 def pad_to_longest(batches: Iterable[Mapping[str, Tensor]], pad_token_id: int) -> list[dict[str, Tensor]]:

@@ -11,6 +11,7 @@ An axis is written in a study's file in one of three ways:
       values: {cera: [3e-4, 1e-3], lora-small: [1e-4, 3e-4]}
 """
 
+import json
 import math
 import os
 import re
@@ -204,6 +205,16 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]
             reason = "which the study sets itself" if key in RESERVED else "which is no key of a configuration"
             raise StudyError(f"{where} has {key!r}, {reason}; settings are dotted keys such as trainer.max_steps.")
     return settings
+
+
+def argument(value: Any) -> str:
+    """Return a value of YAML as the value of an option of the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Return values by dotted key as options of the command line."""
+    return [f"--{key}={argument(value)}" for key, value in settings.items()]
 
 
 def config_file(where: str, name: Any, folder: Path) -> str:

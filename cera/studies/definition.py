@@ -7,7 +7,6 @@
 A file that is read twice gives the same runs with the same names in the same order.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from cera.studies.axes import (
     Axis,
     AxisValue,
     StudyError,
+    as_options,
     check_settings,
     config_file,
     mapping,
@@ -95,7 +95,7 @@ class StudyRun:
     def arguments(self) -> list[str]:
         """Return the arguments of ``cera train`` for its configuration, without name and directory."""
         files = [f"--config={path}" for path in self.configs]
-        return [*files, *(f"--{key}={argument(value)}" for key, value in self.settings.items())]
+        return [*files, *as_options(self.settings)]
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,6 @@ class Definition:
     measures: tuple[Measure, ...]
     selection: Selection | None
     report: ReportOptions
-
-
-def argument(value: Any) -> str:
-    """Return a value of YAML as the value of an option of the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_definition(path: Path) -> Definition:

@@ -10,7 +10,6 @@ A measure of your own is a subclass of ``Measure``, which a study's file names b
 
 import importlib
 import inspect
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from cera.spectral.aggregate import ALL_LAYERS, summarize
 from cera.spectral.convention import PROTOCOLS, Protocol, matrix_name
 from cera.spectral.files import Quantity
 from cera.spectral.measures import MEASURES
-from cera.studies.axes import StudyError, check_settings, config_file, mapping
+from cera.studies.axes import StudyError, as_options, check_settings, config_file, mapping
 
 CERA = (sys.executable, "-m", "cera")
 """Command that starts ``cera`` in a process of its own."""
@@ -80,8 +79,7 @@ class HeldOutPerplexity(Measure):
         """Return the command that tests the last checkpoint."""
         callback = {"class_path": "cera.callbacks.MeasuredFile", "init_args": {"file": f"{self.name}.json"}}
         given = {"trainer.callbacks+": callback, **self.settings, "ckpt_path": str(_last_checkpoint(run_dir))}
-        options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
-        return [*CERA, "train", "test", f"--config={run_dir / 'config.yaml'}", *options]
+        return [*CERA, "train", "test", f"--config={run_dir / 'config.yaml'}", *as_options(given)]
 
     def values(self, run: FinishedRun) -> dict[str, float]:
         """Return the perplexity under the measure's name."""

@@ -113,8 +113,8 @@ def _differences(summary: Summary, choices: dict[str, Choice]) -> Table:
     for metric in summary.metrics if reference is not None else ():
         ours = {method: chosen_results(summary, method, choices[method], metric) for method in summary.methods}
         compared = {m: difference(ours[reference or ""], ours[m]) for m in summary.methods if m != reference}
-        tested = [m for m, d in compared.items() if d is not None and d.p_value is not None]
-        adjusted = dict(zip(tested, holm([compared[m].p_value for m in tested]), strict=True))  # type: ignore[union-attr,misc]
+        tested = {m: d.p_value for m, d in compared.items() if d is not None and d.p_value is not None}
+        adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
         for method, paired in compared.items():
             if paired is not None:
                 interval = _interval(None if paired.low is None else (paired.low, paired.high or paired.low))

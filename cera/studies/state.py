@@ -18,8 +18,8 @@ from cera.runs.checkpoints import newest_checkpoint, step_of
 from cera.runs.files import replacing
 from cera.runs.finished import FinishedRun, RunError
 from cera.runs.lock import in_use
-from cera.studies.axes import StudyError
-from cera.studies.definition import BASE_VALIDATION, StudyRun, argument
+from cera.studies.axes import StudyError, argument
+from cera.studies.definition import BASE_VALIDATION, StudyRun
 from cera.studies.measures import Measure
 
 RECORDS = "study"

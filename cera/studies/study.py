@@ -9,6 +9,7 @@ Everything is read from the run directories, so that each call may be made in an
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +84,10 @@ def _print_changes(parallel: int) -> Watch:
     """Return a function that prints a line whenever the state of a run has changed."""
     last: list[str] = []
 
-    def watch(states: list[RunState]) -> None:
+    def watch(states: Sequence[RunState]) -> None:
         now = [state.state for state in states]
         if now != last:
             print(progress_line(states, parallel), file=sys.stderr, flush=True)
             last[:] = now
 
-    return watch  # type: ignore[return-value]
+    return watch

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cera.data.chat import IGNORE
+from cera.models.eval_mode import eval_mode
 
 CHUNK = 256
 """Number of tokens whose distributions are held in fp32 at a time."""
@@ -61,20 +62,15 @@ def measure(model: PeftModel, batches: Iterable[dict[str, Any]]) -> Measurement:
         model: The adapted model, which runs in eval mode and is returned to its own mode.
         batches: Batches of ``cera.data``.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     device = next(model.parameters()).device
     sums, tokens = torch.zeros(3, dtype=torch.float64, device=device), 0
-    try:
+    with eval_mode(model):
         for batch in batches:
             for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
                 inputs = {"input_ids": ids[None].to(device), "position_ids": positions[None].to(device)}
                 targets = labels[1:].to(device)
                 sums += _row(model, inputs, targets)
                 tokens += int((targets != IGNORE).sum())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return Measurement(*(sums / tokens).tolist())
 
 

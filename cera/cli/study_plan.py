@@ -9,7 +9,8 @@ from typing import Any
 from cera.cli.study_tables import PlannedRun
 from cera.cli.training_run import BaseMissing, build_run, parse_run
 from cera.memory.estimate import estimate
-from cera.studies.definition import BASE_VALIDATION, StudyRun
+from cera.studies.base_measurement import BASE_VALIDATION
+from cera.studies.definition import StudyRun
 
 SAME_SIZE = ("model.learning_rate", "seed_everything", BASE_VALIDATION)
 """Settings on which neither the number of parameters nor the memory depends."""

@@ -225,10 +225,14 @@ def config_file(where: str, name: Any, folder: Path) -> str:
     """
     if not isinstance(name, str):
         raise StudyError(f"{where} must name a file, got {name!r}.")
-    if name.startswith("cera://"):
-        path = Path(cera.__file__).parent / "configs" / f"{name.removeprefix('cera://').removesuffix('.yaml')}.yaml"
-    else:
-        path = Path(os.path.normpath(folder / os.path.expanduser(name)))
+    path = path_of_config(name, folder)
     if not path.is_file():
         raise StudyError(f"{where}: there is no file {path}; names are relative to the study's file, or cera://NAME.")
     return name if name.startswith("cera://") else str(path)
+
+
+def path_of_config(name: str, folder: Path) -> Path:
+    """Return the path of a configuration file, which may be ``cera://NAME`` or relative to ``folder``."""
+    if name.startswith("cera://"):
+        return Path(cera.__file__).parent / "configs" / f"{name.removeprefix('cera://').removesuffix('.yaml')}.yaml"
+    return Path(os.path.normpath(folder / os.path.expanduser(name)))

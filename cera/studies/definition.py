@@ -28,6 +28,7 @@ from cera.studies.axes import (
     only_keys,
     parse_axes,
 )
+from cera.studies.base_measurement import BASE_VALIDATION, BaseIdentity
 from cera.studies.measures import Measure, build_measures
 
 REPLICATES = "seed"
@@ -35,9 +36,6 @@ REPLICATES = "seed"
 
 MOST_RUNS = 10_000
 """Maximum number of runs of a study."""
-
-BASE_VALIDATION = "trainer.num_sanity_val_steps"
-"""The setting with which a run measures the perplexity of the base, before its first step."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ def _expand(
         if len(combinations) > MOST_RUNS:
             raise StudyError(f"axes stand for more than {MOST_RUNS} runs.")
     runs: dict[str, StudyRun] = {}
-    measured: set[str] = set()
+    identity, measured = BaseIdentity(), set[str]()
     not_of_method = {REPLICATES, *([] if selection is None else [selection.axis])}
     for combination in combinations:
         labels = {name: value.label for name, value in combination.items()}
@@ -236,14 +234,14 @@ def _expand(
         merged = dict(settings)
         for value in combination.values():
             merged |= value.settings
-        # runs of one method begin with the same model: the first one measures it for the others
-        merged.setdefault(BASE_VALIDATION, 0 if method in measured else -1)
-        measured.add(method)
+        configs = (*base, *(file for value in combination.values() for file in value.configs))
+        begins_with = identity(configs, merged)
+        merged.setdefault(BASE_VALIDATION, 0 if begins_with in measured else -1)
+        measured.add(begins_with)
         if name in runs:
             raise StudyError(f"two runs have the name {name}: {dict(runs[name].labels)} and {labels}.")
         _check_run_name(name)
         numbers = {axis: value.number for axis, value in combination.items() if value.number is not None}
-        configs = (*base, *(file for value in combination.values() for file in value.configs))
         runs[name] = StudyRun(name, method, labels, numbers, configs, merged)
     return tuple(runs.values())
 

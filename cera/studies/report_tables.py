@@ -80,6 +80,12 @@ def notes(summary: Summary) -> list[str]:
     if len(seeds) < 3:
         number = "Two seeds" if len(seeds) == 2 else "One seed"
         sentences.append(f"{number}: intervals are wide or missing, and differences may be chance.")
+    bases = [(run.name, run.base_perplexity) for run in summary.runs if run.base_perplexity is not None]
+    if bases:
+        measured = ", ".join(f"{perplexity:.4g} ({name})" for name, perplexity in bases)
+        sentences.append(
+            f"Perplexity of the base on the rows of the validation, with the run that measured it: {measured}."
+        )
     return sentences
 
 

@@ -19,7 +19,8 @@ from cera.runs.files import replacing
 from cera.runs.finished import FinishedRun, RunError
 from cera.runs.lock import in_use
 from cera.studies.axes import StudyError, argument
-from cera.studies.definition import BASE_VALIDATION, StudyRun
+from cera.studies.base_measurement import BASE_VALIDATION
+from cera.studies.definition import StudyRun
 from cera.studies.measures import Measure
 
 RECORDS = "study"

@@ -40,6 +40,7 @@ class RunSummary:
         reason: Why it failed or diverged.
         parameters: Number of trainable parameters, if it is recorded.
         values: What was measured, by name.
+        base_perplexity: The base's perplexity on the rows of the validation, if this run measured it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RunSummary:
     reason: str | None
     parameters: int | None
     values: Mapping[str, float]
+    base_perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,15 +144,28 @@ def summarize_study(definition: Definition, folder: Path) -> Summary:
 def _summarize_run(folder: Path, run: StudyRun, measures: tuple[Measure, ...]) -> RunSummary:
     state = read_state(folder, run, measures)
     values: dict[str, float] = {}
-    parameters = None
+    parameters, base = None, None
     if state.state in ENDED:
         finished_run = FinishedRun.read(folder / run.name)
         for measure in measures if state.state == "finished" else ():
             values |= measure.values(finished_run)
+        base = finished_run.curve("val/perplexity").get(0)
         environment = finished_run.path / "environment.json"
         recorded: Any = read_json_object(environment).get("trainable_parameters") if environment.exists() else None
         parameters = recorded if isinstance(recorded, int) else None
-    rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in values.items() if math.isfinite(value)}
+    rounded = {name: number for name, value in values.items() if (number := _rounded(value)) is not None}
     return RunSummary(
-        run.name, run.method, dict(run.labels), dict(run.numbers), state.state, state.reason, parameters, rounded
+        run.name,
+        run.method,
+        dict(run.labels),
+        dict(run.numbers),
+        state.state,
+        state.reason,
+        parameters,
+        rounded,
+        _rounded(base),
     )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")

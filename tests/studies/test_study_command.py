@@ -88,14 +88,15 @@ def test_a_study_with_a_failing_and_a_killed_run_comes_to_its_report(tiny_llama,
     environment_file = json.loads((runs / "tiny" / "cera-lr0.01" / "environment.json").read_text())
     assert [resumed["from_step"] for resumed in environment_file["resumed"]] == [3]
     bases = {name: 0 in FinishedRun.read(runs / "tiny" / name).curve("val/perplexity") for name in states}
-    assert bases == {"cera-lr0.01": True, "cera-lr0.02": False, "lora-lr0.01": True}
+    assert bases == {"cera-lr0.01": True, "cera-lr0.02": False, "lora-lr0.01": False}
 
     assert main(["study", "status", str(path), f"--runs={runs}"]) == 0
     assert re.search(r"cera-lr0.02 +finished +8 of 8 +[\d.e+]+ ", capsys.readouterr().out)
     assert main(["study", "report", str(path), f"--runs={runs}", f"--out={tmp_path / 'report'}"]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
     assert "| lora-lr-1 | failed |" in report
-    run = FinishedRun.read(runs / "tiny" / "lora-lr0.01")
+    run, first = (FinishedRun.read(runs / "tiny" / name) for name in ("lora-lr0.01", "cera-lr0.01"))
+    assert f"{first.curve('val/perplexity')[0]:.4g} (cera-lr0.01)" in report
     for perplexity in (run.curve("val/perplexity")[8], *HeldOutPerplexity(HELD_OUT).values(run).values()):
         assert f"{perplexity:.4g}" in report
     # the command for a scheduler goes on with what is left

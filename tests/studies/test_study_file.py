@@ -47,12 +47,55 @@ def test_runs_are_all_combinations_with_readable_names_in_a_fixed_order(tmp_path
     assert read_definition(tmp_path / "small.yaml").runs == runs
 
 
-def test_the_base_is_measured_once_for_each_method(tmp_path) -> None:
-    key = "trainer.num_sanity_val_steps"
-    runs = runs_of(tmp_path, select={"axis": "learning_rate"})
-    assert [run.settings[key] for run in runs] == [-1, 0, -1, 0]
-    runs = runs_of(tmp_path, select={"axis": "learning_rate"}, settings={key: 0})
-    assert {run.settings[key] for run in runs} == {0}
+def measuring(folder, **fields) -> list[str]:
+    """The runs that measure the base."""
+    return [run.name for run in runs_of(folder, **fields) if run.settings["trainer.num_sanity_val_steps"] == -1]
+
+
+def test_the_base_is_measured_once_a_study(tmp_path) -> None:
+    assert measuring(tmp_path, select={"axis": "learning_rate"}) == ["lora-lr0.01"]
+    assert measuring(tmp_path, axes={"adapter": {"cera": "cera://adapters/cera"}, "seed": [0, 1], "rank": [8, 16]}) == [
+        "cera-seed0-r8"
+    ]
+    assert measuring(tmp_path, settings={"trainer.num_sanity_val_steps": 0}) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"model.base": "other"},
+        {"data.max_length": 128},
+        {"data.dataset.init_args.size": 60},
+        {"trainer.precision": "32-true"},
+        {"trainer.limit_val_batches": 2},
+        {"config": "cera://adapters/qcera"},
+        {"config": "includes.yaml"},
+    ],
+    ids=str,
+)
+def test_runs_of_another_base_other_data_or_another_precision_measure_their_own(tmp_path, value) -> None:
+    (tmp_path / "includes.yaml").write_text("include: [part.yaml]\nmodel: {adapter: {init_args: {r: 8}}}\n")
+    (tmp_path / "part.yaml").write_text("trainer: {precision: 32-true}\n")
+    plain = {"plain": {"config": "cera://adapters/cera"}}
+    alike = {"alike": {"config": "cera://adapters/cera_calibrated", "model.learning_rate": 1, "data.seed": 3}}
+    axes = {"kind": {**plain, **alike, "differs": value}, "seed": [0, 1]}
+    assert measuring(tmp_path, axes=axes) == ["plain-seed0", "differs-seed0"]
+
+
+def test_what_a_file_appends_or_overrides_counts_as_it_applies(tmp_path) -> None:
+    for name, text in {"a": "data: {x+: 1}", "b": "data: {x+: 2}", "same": "data: {max_length: 64}"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    last = {"data.x+": 3, "data.max_length": 64}
+    axes = {"kind": {name: {"config": f"{name}.yaml", **last} for name in ("a", "b")}}
+    assert measuring(tmp_path, axes=axes) == ["a", "b"]
+    axes = {"kind": {"file": "same.yaml", "setting": {"data.max_length": 64}}}
+    assert measuring(tmp_path, axes=axes) == ["file"]
+
+
+@pytest.mark.parametrize("text", ["include: [loop.yaml]", "include: [nowhere.yaml]", "include: 3", "a: ["])
+def test_a_file_that_cannot_be_read_is_left_to_the_run(tmp_path, text) -> None:
+    (tmp_path / "loop.yaml").write_text(text)
+    assert measuring(tmp_path, axes={"kind": {"loop": "loop.yaml"}}) == ["loop"]
 
 
 def test_values_that_are_no_words_become_arguments(tmp_path) -> None:

@@ -86,6 +86,10 @@ def test_numbers_by_hand(finished) -> None:
     assert any("perplexity chooses the learning_rate and is reported, on the same rows" in note for note in listed)
     assert any("cera: its best learning_rate, lr0.02, is the lowest of its grid" in note for note in listed)
     assert not any(note.startswith("lora") for note in listed)
+    assert not any("of the base" in note for note in listed)  # the stand-in does not measure it
+    first, *others = finished.summary().runs
+    summary = replace(finished.summary(), runs=(replace(first, base_perplexity=17.25), *others))
+    assert any("17.25 (lora-lr3e-3-seed0)" in note for note in notes(summary))
 
 
 def without(summary: Summary, name: str, state: str) -> Summary:

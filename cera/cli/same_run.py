@@ -175,7 +175,9 @@ RULES = (
         Kind.FREE,
         "what is shown and logged, and where",
     ),
-    SettingRule(("data.num_workers", "data.max_malformed"), Kind.FREE, "how the same rows are read"),
+    SettingRule(
+        ("data.num_workers", "data.max_malformed", "data.tokenize_once"), Kind.FREE, "how the same rows are read"
+    ),
     SettingRule(
         ("model.max_new_tokens", "trainer.limit_test_batches", "trainer.limit_predict_batches", "evaluation"),
         Kind.FREE,

@@ -1,5 +1,6 @@
 """The LightningDataModule: training and held-out rows of a dataset as two streams of batches."""
 
+import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from cera.data.layout import additions
 from cera.data.rows import DataError
 from cera.data.stream import BatchStream, ShuffledRows, start_of_epoch
 from cera.data.text_template import check_text_template, set_text_template
+from cera.data.tokenized import tokenized
 from cera.models.backbone import load_tokenizer
 from cera.runs.checkpoints import CheckpointError, shared_differences
 from cera.runs.signals import leave_signals_to_parent, signals_blocked
@@ -82,6 +84,8 @@ class ChatData(LightningDataModule):
         seed: Seed of the order of rows.
         num_workers: Number of processes that read and tokenize ahead of training; with 0, the training process does.
             Each reads the whole stream, so one is enough unless a batch takes longer to tokenize than to train on.
+        tokenize_once: Tokenize all rows before the first step, unless an earlier run has (``cera.data.tokenized``),
+            instead of each row as it is read. A stream is always tokenized as it is read.
 
     Raises:
         ValueError: A number is out of its range; the message names it.
@@ -105,6 +109,7 @@ class ChatData(LightningDataModule):
         loss_on: Literal["answer", "all"] = "answer",
         loss_on_end: bool = True,
         with_replacement: bool = False,
+        tokenize_once: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -140,9 +145,11 @@ class ChatData(LightningDataModule):
         self.loss_on = loss_on
         self.loss_on_end = loss_on_end
         self.with_replacement = with_replacement
+        self.tokenize_once = tokenize_once
         self.chat_template: str | None = None  # of a saved adapter, in place of the tokenizer's
         self.train_stream: BatchStream | None = None
         self.validation_stream: BatchStream | None = None
+        self._held_out: ShuffledRows | None = None
 
     def check(self) -> None:
         """Check what can be checked without the network or a model.
@@ -165,9 +172,9 @@ class ChatData(LightningDataModule):
         if self.trainer is not None:
             for sentence in additions(encoder.tokenizer):
                 rank_zero_info(sentence)
-        train, held_out = self._split()
+        train, self._held_out = self._split()
         self.train_stream = self._stream(self.dataset, train, encoder)
-        self.validation_stream = self._stream(self.validation or self.dataset, held_out, encoder)
+        self.validation_stream = self._stream(self.validation or self.dataset, self._held_out, encoder)
         self.validation_stream.max_malformed = 1.0  # too few rows to judge the share by; training does
         self.train_stream.accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
 
@@ -202,6 +209,10 @@ class ChatData(LightningDataModule):
         return ShuffledRows(rows, None, self.shuffle_buffer, numbers)
 
     def _stream(self, dataset: ChatDataset, rows: ShuffledRows, encoder: ChatEncoder) -> BatchStream:
+        once = self.tokenize_once and isinstance(rows.rows, datasets.Dataset)
+        if once:
+            rows = copy.copy(rows)
+            rows.rows = tokenized(rows.rows, dataset, encoder)
         return BatchStream(
             dataset,
             rows,
@@ -211,6 +222,7 @@ class ChatData(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             max_malformed=self.max_malformed,
+            is_tokenized=once,
         )
 
     def steps_per_epoch(self) -> int:
@@ -241,9 +253,10 @@ class ChatData(LightningDataModule):
 
     def questions(self) -> Iterator[Question]:
         """Yield the held-out conversations that end in a question and its answer, in order."""
-        stream = self.validation_stream
+        stream, rows = self.validation_stream, self._held_out
         assert stream is not None, "setup() comes first"
-        for _, raw, _ in stream.rows(0, None):
+        assert rows is not None
+        for _, raw, _ in rows(0, None):
             try:
                 messages = stream.dataset.parse(raw) or []
                 if [message["role"] for message in messages][-2:] == ["user", "assistant"]:

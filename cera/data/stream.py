@@ -27,6 +27,7 @@ from cera.data.datasets import ChatDataset
 from cera.data.packing import Pack, Packer, collate, count_labels, dump_packs, load_packs
 from cera.data.rows import DataError
 from cera.data.template import ConversationError, TemplateError
+from cera.data.tokenized import document_of
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class BatchStream(IterableDataset):
         accumulate: Number of micro-batches in an optimizer step.
         rank, world_size: This process, and the number of processes.
         max_malformed: Share of malformed rows, in [0, 1], past which reading stops with a ``DataError``.
+        is_tokenized: Whether ``rows`` are documents already (``cera.data.tokenized``).
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class BatchStream(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         max_malformed: float = 0.01,
+        is_tokenized: bool = False,
     ) -> None:
         self.dataset = dataset
         self.rows = rows
@@ -148,6 +151,7 @@ class BatchStream(IterableDataset):
         self.rank = rank
         self.world_size = world_size
         self.max_malformed = max_malformed
+        self.is_tokenized = is_tokenized
         self.position: dict[str, Any] = start_of_epoch(0)
         self._logged: set[int] = set()
 
@@ -225,9 +229,7 @@ class BatchStream(IterableDataset):
             counts["rows"] += 1
             document = None
             try:
-                messages = self.dataset.parse(raw)
-                if messages is not None:
-                    document = self.encoder(messages)
+                document = self._document(raw)
                 counts["left_out"] += document is None
             except ValueError as error:
                 if isinstance(error, TemplateError) and not isinstance(error, ConversationError):
@@ -239,6 +241,13 @@ class BatchStream(IterableDataset):
                 if counts["rows"] >= MIN_ROWS:
                     self._check_malformed(counts)
             yield document, after
+
+    def _document(self, raw: dict[str, Any]) -> Document | None:
+        """Return the document of a row; ``None`` if it is left out."""
+        if self.is_tokenized:
+            return document_of(raw)
+        messages = self.dataset.parse(raw)
+        return None if messages is None else self.encoder(messages)
 
     def _check_malformed(self, counts: dict[str, int]) -> None:
         if counts["malformed"] > self.max_malformed * counts["rows"]:

@@ -18,7 +18,7 @@ GROUPS = ("model", "data", "trainer", "seed_everything")
 """The groups of a configuration that decide what a run computes; the others say where it is kept and what is shown."""
 
 BOOKKEEPING = {
-    *("max_new_tokens", "data.num_workers", "data.tokenizer"),
+    *("max_new_tokens", "data.num_workers", "data.tokenize_once", "data.tokenizer"),
     *(f"trainer.{name}" for name in ("logger", "callbacks", "default_root_dir", "log_every_n_steps", "profiler")),
     *(f"trainer.{name}" for name in ("enable_progress_bar", "enable_model_summary", "enable_checkpointing")),
     *(f"trainer.{name}" for name in ("enable_autolog_hparams", "model_registry", "max_time", "num_sanity_val_steps")),

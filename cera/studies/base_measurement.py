@@ -20,7 +20,7 @@ BASE_VALIDATION = "trainer.num_sanity_val_steps"
 OF_TRAINING = (
     *(f"model.{name}" for name in ("adapter", "learning_rate", "weight_decay", "betas", "warmup", "schedule")),
     *(f"model.{name}" for name in ("loss_mean", "gradient_checkpointing", "max_new_tokens")),
-    *(f"data.{name}" for name in ("seed", "shuffle_buffer", "with_replacement", "num_workers")),
+    *(f"data.{name}" for name in ("seed", "shuffle_buffer", "with_replacement", "num_workers", "tokenize_once")),
     *(f"trainer.{name}" for name in ("max_steps", "max_epochs", "max_time", "val_check_interval", "callbacks")),
     *(f"trainer.{name}" for name in ("check_val_every_n_epoch", "log_every_n_steps", "accumulate_grad_batches")),
     *(f"trainer.{name}" for name in ("gradient_clip_val", "gradient_clip_algorithm", "logger")),

@@ -124,7 +124,8 @@ FREE = {
     "trainer.logger": "null", "trainer.enable_progress_bar": "false", "trainer.enable_model_summary": "true",
     "trainer.profiler": "simple", "trainer.detect_anomaly": "true", "trainer.inference_mode": "false",
     "trainer.plugins": "lightning.pytorch.plugins.environments.LightningEnvironment", "answer_tokens": 1,
-    "data.num_workers": 1, "data.max_malformed": 0.5, "model.max_new_tokens": 3, "trainer.limit_test_batches": 1,
+    "data.num_workers": 1, "data.max_malformed": 0.5, "data.tokenize_once": "true", "model.max_new_tokens": 3,
+    "trainer.limit_test_batches": 1,
     "trainer.limit_predict_batches": 1, "evaluation": "null", "ckpt_path": "last", "weights_only": "true",
 }  # fmt: skip
 """Other values of the settings that are free."""

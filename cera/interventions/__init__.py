@@ -11,7 +11,14 @@ for row in Summarizer(scores).conditions():
 
 from cera.interventions.affine import LEVELS, AffineMap, Energies, LatentFactor, LayerFit, Level
 from cera.interventions.fitting import fit
-from cera.interventions.replacement import PARTS, InterventionError, Part, Replacement, intervened
+from cera.interventions.replacement import (
+    PARTS,
+    InterventionError,
+    Part,
+    Replacement,
+    can_intervene,
+    intervened,
+)
 from cera.interventions.scores import Condition, TokenScores, adapter_nll, conditions, measure
 from cera.interventions.summary import Summarizer
 
@@ -30,6 +37,7 @@ __all__ = [
     "Summarizer",
     "TokenScores",
     "adapter_nll",
+    "can_intervene",
     "conditions",
     "fit",
     "intervened",

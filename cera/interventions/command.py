@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
+from peft import PeftModel
 
-from cera.adapters import BranchConfig
 from cera.cli import intervention_tables as tables
 from cera.cli.command_parser import CommandParser
 from cera.cli.errors import UsageError
@@ -38,11 +37,13 @@ from cera.interventions.affine import LEVELS, LayerFit, Level
 from cera.interventions.exact_match import TaskUnderInterventions
 from cera.interventions.figure import figure
 from cera.interventions.fitting import fit
+from cera.interventions.replacement import can_intervene
 from cera.interventions.report import condition_rows, decile_rows, exact_match_rows, layer_rows, write_csv, write_json
 from cera.interventions.scores import TokenScores, adapter_nll, conditions, measure
 from cera.interventions.summary import RESAMPLES, Summarizer
 from cera.models.backbone import load_config
 from cera.progress import progress
+from cera.runs.adapter_settings import make_config
 from cera.runs.saved_adapter import SavedAdapter
 from cera.spectral.sample import digits, fingerprint, total
 
@@ -152,16 +153,17 @@ def _prepare(options: argparse.Namespace) -> _Prepared:
 def _check_branches(saved: SavedAdapter) -> None:
     """Raise ``UsageError`` for an adapter whose branches have no activation, or lie in experts."""
     settings = saved.settings
-    if not issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]], BranchConfig):
+    if can_intervene(make_config(saved.folder, settings)):
+        return
+    if not settings.get("target_parameters"):
         raise UsageError(
             f"{saved.folder}: peft_type {settings['peft_type']} has no activation to intervene on; give a CeRA, "
             "Houlsby or parallel adapter."
         )
-    if settings.get("target_parameters"):
-        raise UsageError(
-            f"{saved.folder}: target_parameters {settings['target_parameters']}: interventions on the branches of "
-            "experts are not supported."
-        )
+    raise UsageError(
+        f"{saved.folder}: target_parameters {settings['target_parameters']}: interventions on the branches of "
+        "experts are not supported."
+    )
 
 
 def _load(saved: SavedAdapter, dtype: str) -> PeftModel:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 
-from cera.adapters import BranchLayer, CeraExperts
+from cera.adapters import BranchConfig, BranchLayer, CeraExperts
 from cera.interventions.affine import LEVELS, AffineMap, LayerFit, Level
 from cera.spectral.layer_names import base_name, layer_labels
 
@@ -21,6 +22,11 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 class InterventionError(ValueError):
     """A model or an argument does not allow the intervention; the message says why and what would."""
+
+
+def can_intervene(config: PeftConfig) -> bool:
+    """Return whether an adapter has branches with an activation, none of them in experts."""
+    return isinstance(config, BranchConfig) and not getattr(config, "target_parameters", None)
 
 
 class Replacement(nn.Module):

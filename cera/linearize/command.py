@@ -4,10 +4,11 @@
     cera linearize my-adapter --data chats.jsonl --rows 1000 --rank 32 --out my-lora
 
 Prints the share of each layer's update that the LoRA reproduces, and the perplexity of base, CeRA and LoRA on the rows
-held out of the fit. Writes the LoRA and a figure.
+held out of the fit. Writes the LoRA, a figure and linearization.json.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,10 +30,14 @@ from cera.linearize.adapter import Linearization, LinearizedLayer
 from cera.linearize.figure import figure
 from cera.linearize.fit import HOLD_OUT_EVERY, can_linearize, linearize
 from cera.progress import progress
+from cera.runs.files import replacing
 from cera.runs.finished import RunError, adapter_label
 from cera.runs.model_card import PAPER, ModelCard
 from cera.runs.saved_adapter import SavedAdapter
 from cera.training.perplexity import Perplexity
+
+REPORT = "linearization.json"
+"""What the command measured; it is written last, beside the LoRA."""
 
 TOKENS_PER_INPUT = 10
 """Fewer tokens than this per layer input draw a warning: chance explains d / n of the residual."""
@@ -53,6 +58,7 @@ def main(arguments: list[str]) -> int:
         metavar="DIR",
         help="new directory for the LoRA and the figure (default: linearized/ in RUN_OR_ADAPTER_DIR)",
     )
+    parser.add_overwrite()
     options = parser.parse_args(arguments)
     options.out = options.out or options.folder / "linearized"
     return run_command(lambda: _run(options))
@@ -67,6 +73,7 @@ def _run(options: argparse.Namespace) -> None:
     linearization = linearize(
         model, batches, options.rank, layers_at_a_time=options.layers_at_a_time, progress=progress
     )
+    (options.out / REPORT).unlink(missing_ok=True)  # of an earlier one, whose LoRA is replaced now
     linearization.save(options.out)
     tokenizer = saved.tokenizer()
     prepare_template(tokenizer)  # so that it has the template which rendered the data
@@ -77,7 +84,9 @@ def _run(options: argparse.Namespace) -> None:
     card(linearization, saved.base, config, perplexities).save(options.out)
     numbers = ", ".join(f"{name} {value:.4f}" for name, value in perplexities.items())
     print(f"Perplexity on the held-out rows: {numbers}.")
-    print(f"\nLoRA and figure: {options.out}")
+    with replacing(options.out / REPORT) as file:
+        file.write_text(json.dumps(report(linearization, perplexities), indent=2) + "\n")
+    print(f"\nLoRA, figure and {REPORT}: {options.out}")
 
 
 def _print_layers(linearization: Linearization) -> None:
@@ -138,8 +147,11 @@ def _load(options: argparse.Namespace) -> tuple[SavedAdapter, list[dict[str, Any
             f"{saved.folder}: {', '.join(f'{name} {settings.get(name)}' for name in named)}. Only CeRA beside linear "
             "layers can be linearized (CeraConfig with granularity='weight', no experts and no hybrid with DoRA)."
         )
-    if options.out.exists() and not (options.out.is_dir() and not any(options.out.iterdir())):
-        raise RunError(f"--out: {options.out} exists already; give a new directory.")
+    may_be_used = options.out.is_dir() and (options.overwrite or not any(options.out.iterdir()))
+    if options.out.exists() and not may_be_used:
+        raise RunError(
+            f"--out: {options.out} exists already; give a new directory, or --overwrite to replace its files."
+        )
     data.setup()
     batches = list(data.val_dataloader())
     if len(batches) < 2:
@@ -156,6 +168,20 @@ def layer_table(linearization: Linearization) -> str:
     rows: list[list[Any]] = [[layer.name, layer.rank, *percent(layer)] for layer in linearization.layers]
     headers = ["layer", "rank", "fitted to", "held out", "any rank"]
     return table([*rows, ["mean", None, *percent(linearization)]], headers, floatfmt=".3f")
+
+
+def report(linearization: Linearization, perplexities: Mapping[str, float]) -> dict[str, Any]:
+    """Return the shares of all layers and their means, and the perplexities on the held-out rows, as JSON values."""
+    shares = ("fit_share", "held_out_share", "any_rank_share")
+    return {
+        **{share: getattr(linearization, share) for share in shares},
+        "tokens": dict(zip(("fit", "held_out"), linearization.tokens, strict=True)),
+        "perplexity": dict(perplexities),
+        "layers": [
+            {"name": layer.name, "rank": layer.rank, **{share: getattr(layer, share) for share in shares}}
+            for layer in linearization.layers
+        ],
+    }
 
 
 @torch.no_grad()

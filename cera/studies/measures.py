@@ -10,7 +10,6 @@ A measure of your own is a subclass of ``Measure``, which a study's file names b
 
 import importlib
 import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -22,32 +21,9 @@ from cera.spectral.aggregate import ALL_LAYERS, summarize
 from cera.spectral.convention import PROTOCOLS, Protocol, matrix_name
 from cera.spectral.files import Quantity
 from cera.spectral.measures import MEASURES
+from cera.studies.activation_measures import InterventionsMeasure, LinearizationMeasure
 from cera.studies.axes import StudyError, as_options, check_settings, config_file, mapping
-
-CERA = (sys.executable, "-m", "cera")
-"""Command that starts ``cera`` in a process of its own."""
-
-
-class Measure:
-    """Something that is measured of a run when its training has ended.
-
-    Attributes:
-        files: Names of arguments that are paths of configuration files.
-    """
-
-    files: tuple[str, ...] = ()
-
-    def command(self, run_dir: Path) -> list[str] | None:
-        """Return the command that measures the run in ``run_dir``; ``None`` if its files hold the values already."""
-        return None
-
-    def values(self, run: FinishedRun) -> dict[str, float]:
-        """Return what was measured by name; empty if it is not measured yet.
-
-        Raises:
-            FileError: A file of the run is broken, or of another measurement than this one.
-        """
-        raise NotImplementedError
+from cera.studies.measure import CERA, Measure, number
 
 
 class FinalPerplexity(Measure):
@@ -57,6 +33,15 @@ class FinalPerplexity(Measure):
         """Return ``perplexity``."""
         curve = run.curve("val/perplexity")
         return {"perplexity": curve[max(curve)]} if curve else {}
+
+
+class GeneralText(Measure):
+    """``general_text``: what the training costs on general text, where ``cera.callbacks.Forgetting`` measures it."""
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return what it logged at the last validation; nothing of a run without the callback."""
+        curves = {name: run.curve(f"forgetting/{name}") for name in ("perplexity", "loss_increase", "kl")}
+        return {f"general_text_{name}": curve[max(curve)] for name, curve in curves.items() if curve}
 
 
 class HeldOutPerplexity(Measure):
@@ -84,7 +69,7 @@ class HeldOutPerplexity(Measure):
     def values(self, run: FinishedRun) -> dict[str, float]:
         """Return the perplexity under the measure's name."""
         file = run.path / f"{self.name}.json"
-        return {self.name: _number(file, read_json_object(file), "test/perplexity")} if file.exists() else {}
+        return {self.name: number(file, read_json_object(file), "test/perplexity")} if file.exists() else {}
 
 
 class SpectraMeasures(Measure):
@@ -154,7 +139,7 @@ class TaskAccuracy(Measure):
         metrics = read_json_object(file).get("metrics")
         if not isinstance(metrics, dict) or not all(isinstance(metric, dict) for metric in metrics.values()):
             raise RunError(f"{file} has no metrics: it is no report of an evaluation.")
-        return {f"{self.name}_{name}": _number(file, metric, "value") for name, metric in metrics.items()}
+        return {f"{self.name}_{name}": number(file, metric, "value") for name, metric in metrics.items()}
 
 
 BUILT_IN: dict[str, type[Measure]] = {
@@ -162,6 +147,9 @@ BUILT_IN: dict[str, type[Measure]] = {
     "held_out": HeldOutPerplexity,
     "spectra": SpectraMeasures,
     "evaluation": TaskAccuracy,
+    "general_text": GeneralText,
+    "linearization": LinearizationMeasure,
+    "interventions": InterventionsMeasure,
 }
 """The measures that a study's file names without a class path."""
 
@@ -218,12 +206,3 @@ def _last_checkpoint(run_dir: Path) -> Path:
     if newest is None:
         raise RunError(f"{run_dir} has no checkpoint to measure.")
     return newest
-
-
-def _number(file: Path, content: Mapping[str, Any], key: str) -> float:
-    value = content.get(key)
-    if value in ("nan", "inf"):  # which are no numbers in JSON
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RunError(f"{file}: {key} must be a number, got {value!r}.")
-    return float(value)

@@ -1,5 +1,6 @@
 """The linearization is the least-squares solution: against NumPy, other LoRAs, and in the model it is exported for."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -413,8 +414,19 @@ def test_command(two_runs, tmp_path, capsys):
     assert lora == pytest.approx(cera_, rel=0.05)
     assert (out / "linearized.png").read_bytes().startswith(b"\x89PNG")
     assert LoraConfig.from_pretrained(out).r == 4
+    report = json.loads((out / "linearization.json").read_text())
+    assert [f"{100 * report[share]:.3f}" for share in ("fit_share", "held_out_share", "any_rank_share")] == list(
+        rows[-1][2:]
+    )
+    assert [layer["name"] for layer in report["layers"]] == [row[0] for row in rows[:-1]]
+    assert {name: f"{value:.4f}" for name, value in report["perplexity"].items()} == {
+        "base": f"{base:.4f}", "CeRA": f"{cera_:.4f}", "LoRA": f"{lora:.4f}"
+    }  # fmt: skip
     assert main([str(two_runs / "cera"), "--out", str(out)]) == 2
     assert f"--out: {out} exists already" in capsys.readouterr().err
+    assert main([str(two_runs / "cera"), "--rows", "40", "--rank", "2", "--out", str(out), "--overwrite"]) == 0
+    assert LoraConfig.from_pretrained(out).r == 2
+    assert json.loads((out / "linearization.json").read_text())["layers"][0]["rank"] == 2
 
 
 def test_command_on_an_adapter_directory_and_a_chat_file(two_runs, tmp_path, capsys):

@@ -1,0 +1,110 @@
+"""Measures of what an adapter's activation does. Adapters without one, such as LoRA, have no such values."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+from peft import PeftConfig
+
+from cera.foreign_files import read_json_object
+from cera.interventions import Level, can_intervene
+from cera.linearize import can_linearize
+from cera.runs.adapter_settings import import_method, make_config, read_settings
+from cera.runs.finished import FinishedRun, RunError, read_config
+from cera.studies.axes import StudyError
+from cera.studies.measure import CERA, Measure, number
+
+
+class LinearizationMeasure(Measure):
+    """``linearization``: how well the best LoRA reproduces a CeRA adapter, by ``cera linearize``.
+
+    Args:
+        rank: Rank of the LoRA; ``None`` takes the adapter's r.
+        rows: Number of rows; a quarter is held out of the fit.
+        data: Chat file to fit to and measure on; word problems by default.
+    """
+
+    files = ("data",)
+
+    def __init__(self, rank: int | None = None, rows: int = 256, data: str | None = None) -> None:
+        _check_counts("linearization", rank=rank, rows=rows)
+        self.options = _options(rank=rank, rows=rows, data=data)
+
+    def command(self, run_dir: Path) -> list[str] | None:
+        """Return the command that fits the LoRA; ``None`` if the adapter cannot be linearized."""
+        if not can_linearize(_saved_config(run_dir)):
+            return None
+        return [*CERA, "linearize", str(run_dir), *self.options, "--overwrite"]  # of one that was stopped
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return the share of the update's energy that is kept on held-out tokens, and the perplexities there."""
+        file = run.path / "linearized" / "linearization.json"
+        if not file.exists():
+            return {}
+        content = read_json_object(file)
+        perplexity = content.get("perplexity")
+        if not isinstance(perplexity, dict):
+            raise RunError(f"{file} has no perplexity: it is of no linearization.")
+        return {
+            "linearization_kept_energy": number(file, content, "held_out_share"),
+            "linearization_perplexity": number(file, perplexity, "LoRA"),
+            "linearization_adapter_perplexity": number(file, perplexity, "CeRA"),
+        }
+
+
+class InterventionsMeasure(Measure):
+    """``interventions``: what answers lose where the activation is replaced by a part of it, by ``cera intervene``.
+
+    Args:
+        rows: Number of rows to measure on.
+        fit_rows: Number of other rows that the parts are fitted to.
+        level: Form of the linear part; see ``cera.interventions``.
+        data: Chat file of these rows; word problems by default.
+    """
+
+    files = ("data",)
+
+    def __init__(self, rows: int = 64, fit_rows: int = 128, level: Level = "full", data: str | None = None) -> None:
+        _check_counts("interventions", rows=rows, fit_rows=fit_rows)
+        if level not in get_args(Level):
+            raise StudyError(f"measure.interventions.level must be one of {', '.join(get_args(Level))}, got {level!r}.")
+        self.options = _options(rows=rows, fit_rows=fit_rows, level=level, data=data)
+
+    def command(self, run_dir: Path) -> list[str] | None:
+        """Return the command that intervenes on the adapter; ``None`` if it has no activation to replace."""
+        if not can_intervene(_saved_config(run_dir)):
+            return None
+        return [*CERA, "intervene", str(run_dir), *self.options, "--overwrite"]  # of one that was stopped
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return the loss of each condition less that of the whole adapter, in nats per answer token."""
+        file = run.path / "interventions" / "interventions.json"
+        if not file.exists():
+            return {}
+        conditions = read_json_object(file).get("conditions")
+        if not isinstance(conditions, list) or not all(isinstance(row, dict) for row in conditions):
+            raise RunError(f"{file} has no conditions: it is of no interventions.")
+        return {
+            f"interventions_{str(row.get('condition')).split()[0]}_loss_difference": number(
+                file, row, "nll_minus_whole"
+            )
+            for row in conditions
+            if row.get("condition") != "whole"
+        }
+
+
+def _saved_config(run_dir: Path) -> PeftConfig:
+    """Return the configuration of the adapter that a run has saved."""
+    folder = run_dir / "adapter"
+    settings = read_settings(folder)
+    import_method(folder, settings["peft_type"], read_config(run_dir)["model"]["adapter"]["class_path"])
+    return make_config(folder, settings)
+
+
+def _check_counts(measure: str, **counts: Any) -> None:
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise StudyError(f"measure.{measure}.{name} must be an integer of at least 1, got {value!r}.")
+
+
+def _options(**values: Any) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]

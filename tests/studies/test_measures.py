@@ -1,0 +1,98 @@
+"""What a study measures of a run by commands: linearization, interventions and accuracy, on runs of the tiny Llama."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from study_files import study
+
+from cera.cli.main import main
+from cera.runs.finished import FinishedRun
+from cera.studies.activation_measures import InterventionsMeasure, LinearizationMeasure
+from cera.studies.measures import GeneralText, Measure
+
+
+@pytest.fixture
+def runs(two_runs, tmp_path) -> Path:
+    """Copies of the runs ``cera`` and ``lora``, for a test to write to."""
+    return shutil.copytree(two_runs, tmp_path / "runs")
+
+
+def measured(measure: Measure, run_dir: Path) -> dict[str, float]:
+    """Run the command of a measure in this process, and return the values."""
+    _, _, _, *arguments = measure.command(run_dir)
+    assert main(arguments) == 0
+    return measure.values(FinishedRun.read(run_dir))
+
+
+def test_linearization(runs) -> None:
+    measure = LinearizationMeasure(rank=4, rows=40)
+    assert measure.values(FinishedRun.read(runs / "cera")) == {}
+    (runs / "cera" / "linearized").mkdir()
+    (runs / "cera" / "linearized" / "adapter_config.json").write_text("{")  # of a command that was killed
+    values = measured(measure, runs / "cera")
+    assert values.keys() == {
+        "linearization_kept_energy",
+        "linearization_perplexity",
+        "linearization_adapter_perplexity",
+    }
+    assert 0 < values["linearization_kept_energy"] <= 1
+    report = json.loads((runs / "cera" / "linearized" / "linearization.json").read_text())
+    assert {layer["rank"] for layer in report["layers"]} == {4}
+    assert values["linearization_perplexity"] == report["perplexity"]["LoRA"]
+    assert values["linearization_adapter_perplexity"] == report["perplexity"]["CeRA"]
+    (runs / "cera" / "linearized" / "linearization.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"linearization\.json has no perplexity"):
+        measure.values(FinishedRun.read(runs / "cera"))
+
+
+def test_interventions(runs) -> None:
+    values = measured(InterventionsMeasure(rows=4, fit_rows=8, level="scalar"), runs / "cera")
+    parts = ("none", "gain", "offset", "affine", "curvature")
+    assert values.keys() == {f"interventions_{part}_loss_difference" for part in parts}
+    assert values["interventions_none_loss_difference"] > 10 * abs(values["interventions_affine_loss_difference"])
+    content = json.loads((runs / "cera" / "interventions" / "interventions.json").read_text())
+    assert content["rows"] == {"measured": 4, "fit": 8}
+    assert content["conditions"][1]["nll_minus_whole"] == values["interventions_none_loss_difference"]
+    (runs / "cera" / "interventions" / "interventions.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"interventions\.json"):
+        InterventionsMeasure().values(FinishedRun.read(runs / "cera"))
+
+
+@pytest.mark.parametrize("measure", [LinearizationMeasure(), InterventionsMeasure()])
+def test_an_adapter_without_an_activation_has_no_such_values(two_runs, measure) -> None:
+    assert measure.command(two_runs / "lora") is None
+    assert measure.values(FinishedRun.read(two_runs / "lora")) == {}
+    assert measure.command(two_runs / "cera") is not None
+
+
+def test_an_adapter_at_modules_has_interventions_and_no_linearization(runs) -> None:
+    file = runs / "cera" / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"granularity": "module"}))
+    assert LinearizationMeasure().command(runs / "cera") is None
+    assert InterventionsMeasure().command(runs / "cera") is not None
+
+
+def test_general_text_is_what_the_callback_logged_last(runs) -> None:
+    assert GeneralText().values(FinishedRun.read(runs / "lora")) == {}
+    (runs / "lora" / "metrics.csv").write_text(
+        "epoch,step,forgetting/perplexity,forgetting/loss_increase,forgetting/kl\n,0,9,0,0\n0,3,9.5,0.1,0.2\n"
+    )
+    expected = {"general_text_perplexity": 9.5, "general_text_loss_increase": 0.1, "general_text_kl": 0.2}
+    assert GeneralText().values(FinishedRun.read(runs / "lora")) == expected
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        ({"linearization": {"rank": 0}}, "measure.linearization.rank must be an integer of at least 1, got 0"),
+        ({"linearization": {"data": "gone.jsonl"}}, "measure.linearization.data: there is no file"),
+        ({"interventions": {"rows": "many"}}, "measure.interventions.rows must be an integer .* got 'many'"),
+        ({"interventions": {"level": "cubic"}}, "level must be one of scalar, diagonal, full, got 'cubic'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_one_line(tmp_path, measure, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        study(tmp_path, measure=[measure])

@@ -30,6 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("cera.cli.train", "train", "train, validate, test or predict from a configuration file"),
+    "pretrain": Command("cera.pretraining.command", "train", "pre-train a small base model, for studies on a CPU"),
     "evaluate": Command("cera.evaluation.command", "eval", "answer the problems of a task and score the answers"),
     "compare": Command("cera.evaluation.compare_command", "eval", "compare two evaluations, with paired tests"),
     "overlap": Command("cera.evaluation.overlap_command", "eval", "find evaluation problems in a training set"),

@@ -12,7 +12,7 @@ import torch
 
 from cera.cli.trainer_arguments import as_list
 from cera.extras import install_command
-from cera.models.backbone import PACKAGE
+from cera.models.backbone import PACKAGE, PRETRAINED
 from cera.models.weight_files import check_weight_files
 
 ALTERNATIVE = (
@@ -97,11 +97,11 @@ def on_hub(repo: str, kind: str, file: str) -> list[str]:
     """Return one line if a repository on the Hugging Face hub cannot be read, otherwise an empty list.
 
     Args:
-        repo: Name of the repository. Local paths, ``package://`` names and repositories in the local cache need no hub.
+        repo: Name of the repository. Local paths, names with ``://`` and repositories in the local cache need no hub.
         kind: ``model`` or ``dataset``.
         file: A file of the repository, whose metadata is requested.
     """
-    if repo.startswith(PACKAGE) or repo.endswith(".gguf") or Path(repo).exists():
+    if repo.startswith((PACKAGE, PRETRAINED)) or repo.endswith(".gguf") or Path(repo).exists():
         return []
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError

@@ -16,8 +16,15 @@ from cera.data.datasets import (
     GSM8KSolutions,
     MathInstruct,
     MetaMathQA,
-    ReasoningGymWordProblems,
     SlimOrca,
+)
+from cera.data.generated import (
+    ChainedArithmetic,
+    GeneratedProblems,
+    LogisticMapSolutions,
+    RandomFacts,
+    ReasoningGym,
+    ReasoningGymWordProblems,
 )
 from cera.data.packing import Packer, collate
 from cera.data.rows import DataError, Rows
@@ -26,17 +33,22 @@ from cera.data.texts import PlainText, PythonDocumentation, WikiText2
 
 __all__ = [
     "BatchStream",
+    "ChainedArithmetic",
     "ChatData",
     "ChatDataset",
     "ChatEncoder",
     "DataError",
     "Document",
     "GSM8KSolutions",
+    "GeneratedProblems",
+    "LogisticMapSolutions",
     "MathInstruct",
     "MetaMathQA",
     "PlainText",
     "PythonDocumentation",
     "Packer",
+    "RandomFacts",
+    "ReasoningGym",
     "ReasoningGymWordProblems",
     "Rows",
     "ShuffledRows",

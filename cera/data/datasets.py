@@ -5,7 +5,6 @@ for raw in dataset.load():
     messages = dataset.parse(raw)  # [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -180,64 +179,6 @@ class GSM8KSolutions(ChatDataset):
     columns: ClassVar = (("question", "answer"),)
     path: str | None = "openai/gsm8k"
     name: str | None = "main"
-
-    def messages(self, row: dict[str, Any]) -> list[Message]:
-        return question_and_answer(row["question"], row["answer"])
-
-
-@dataclass
-class ReasoningGymWordProblems(ChatDataset):
-    """Word problems that ``reasoning-gym`` generates from templates of GSM8K, with new names and numbers.
-
-    Some of the generator's solutions end in another number than its answer; those are left out, and so are repeated
-    questions, so that a validation split shares no question with the training split. The generator is called
-    ``gsm_symbolic``; Apple's data set of that name is ``cera.evaluation.tasks.GSMSymbolic``.
-
-    Args:
-        size: Number of problems.
-        problem_seed: Seed of the generator. It is not the seed of the run: all runs get the same problems.
-        skip: Number of problems to leave out first. The problems after those of a training set of that size share no
-            question with it, whereas another seed generates some of them again.
-    """
-
-    columns: ClassVar = (("question", "answer"),)
-    size: int = 4000
-    problem_seed: int = 0
-    skip: int = 0
-
-    def check(self) -> None:
-        name = type(self).__name__
-        if self.size <= 0:
-            raise DataError(f"{name}.size must be a positive integer, got {self.size}.")
-        if self.skip < 0:
-            raise DataError(f"{name}.skip must be zero or more, got {self.skip}.")
-        if self.data_files is not None:
-            raise DataError(f"{name} generates its problems and takes no data_files. For a file, use GSM8KSolutions.")
-        if self.rows is not None and self.rows[1] > self.size:
-            raise DataError(f"{name}.rows={list(self.rows)}: the set has {self.size} rows.")
-        self._check_rows()
-
-    def load(self, streaming: bool | None = None) -> datasets.Dataset:
-        return self._part(datasets.Dataset.from_list(list(self._problems())))
-
-    def _problems(self) -> Iterator[dict[str, str]]:
-        import reasoning_gym
-
-        end = self.skip + self.size
-        problems = reasoning_gym.create_dataset("gsm_symbolic", size=4 * end, seed=self.problem_seed)
-        questions: set[str] = set()
-        for problem in problems:
-            question, solution = problem["question"], problem["metadata"]["answer_cot"]
-            if question in questions or not solution.rstrip().endswith(f"#### {problem['answer']}"):
-                continue
-            questions.add(question)
-            if len(questions) > self.skip:
-                yield {"question": question, "answer": solution}
-            if len(questions) == end:
-                return
-        raise DataError(
-            f"{type(self).__name__}: skip + size is {end}, but the generator has only {len(questions)} problems."
-        )
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         return question_and_answer(row["question"], row["answer"])

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from cera.data.datamodule import ChatData
-from cera.data.datasets import ChatDataset, ReasoningGymWordProblems
+from cera.data.datasets import ChatDataset
+from cera.data.generated import ReasoningGymWordProblems
 from cera.data.rows import DataError
 from cera.spectral.sample import pad_to_longest
 

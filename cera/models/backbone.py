@@ -5,6 +5,7 @@ A base is named by one string:
 - a local directory in transformers' format, with or without weights;
 - a ``.gguf`` file, which is dequantized once and cached as safetensors;
 - ``package://PACKAGE/FILE.gguf``, such a file inside an installed Python package;
+- ``pretrained://NAME``, a small model that ``cera pretrain`` has made on this machine;
 - anything else is a model id on the Hugging Face hub.
 """
 
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from cera.foreign_files import FileError, one_line, read_json_object
 
 PACKAGE = "package://"
+PRETRAINED = "pretrained://"
 Quantization = Literal["nf4", "int8"]
 
 
@@ -38,19 +40,41 @@ def cache_dir() -> Path:
     return Path(os.path.expanduser(os.environ.get("CERA_CACHE_DIR", "~/.cache/cera")))
 
 
+def pretrained_folder(name: str) -> Path:
+    """Return the directory of the model that ``cera pretrain`` makes by the name ``pretrained://NAME``."""
+    return cache_dir() / "pretrained" / name
+
+
 def locate(base: str) -> str:
     """A path or hub id that transformers' ``from_pretrained`` takes, for any way to name a base.
 
     A GGUF file is converted (once: the result is cached by the file's content).
 
     Raises:
-        BackboneError: The package or file is not there.
+        BackboneError: The package, file or model is not there.
     """
+    if base.startswith(PRETRAINED):
+        return str(_pretrained(base))
     gguf = _gguf_file(base)
     return base if gguf is None else str(_converted(gguf))
 
 
+def _pretrained(base: str) -> Path:
+    name = base.removeprefix(PRETRAINED)
+    folder = pretrained_folder(name)
+    if not name or Path(name).name != name or name == "..":
+        raise BackboneError(f"model.base={base}: must be {PRETRAINED}NAME.")
+    if not folder.is_dir():
+        raise BackboneError(
+            f"model.base={base}: this machine has no such model. Make it with `cera pretrain --config FILE`, where "
+            f"FILE is the configuration of that name, such as cera://pretraining/{name}."
+        )
+    return folder
+
+
 def _gguf_file(base: str) -> Path | None:
+    if base.startswith(PRETRAINED):
+        return None
     file = _file_in_package(base) if base.startswith(PACKAGE) else Path(base)
     if file.suffix != ".gguf":
         return None

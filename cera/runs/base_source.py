@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from cera.models.backbone import PACKAGE
+from cera.models.backbone import PACKAGE, PRETRAINED
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -44,6 +44,12 @@ def describe_base(base: str) -> BaseSource:
         sentence = (
             f"The base model is `{name}` in the Python package `{package}` (`{install}`). `cera` loads it by the name "
             f"`{base}`, which PEFT alone cannot resolve."
+        )
+        return BaseSource(name, None, sentence, f'base = load_model("{base}", torch.float32)')
+    if base.startswith(PRETRAINED):
+        made = f"`cera pretrain --config cera://pretraining/{name}`"
+        sentence = (
+            f"The base model is `{name}`, a scale model that {made} pre-trains; its weights depend on the machine."
         )
         return BaseSource(name, None, sentence, f'base = load_model("{base}", torch.float32)')
     if base.endswith(".gguf"):

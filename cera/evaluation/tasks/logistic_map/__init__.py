@@ -1,7 +1,6 @@
 """The logistic map (paper Table 2): problems, a parser of answers, their score, a figure, and the task."""
 
-from cera.evaluation.tasks.logistic_map.parser import parse
-from cera.evaluation.tasks.logistic_map.problem import (
+from cera.data.logistic_map import (
     LogisticMapProblem,
     grid_problems,
     random_problems,
@@ -9,6 +8,7 @@ from cera.evaluation.tasks.logistic_map.problem import (
     training_rows,
     trajectory,
 )
+from cera.evaluation.tasks.logistic_map.parser import parse
 from cera.evaluation.tasks.logistic_map.score import TrajectoryScore, score, summarize
 from cera.evaluation.tasks.logistic_map.task import LogisticMap
 

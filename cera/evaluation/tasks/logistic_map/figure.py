@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cera.evaluation.tasks.logistic_map.problem import LogisticMapProblem, trajectory
+from cera.data.logistic_map import LogisticMapProblem, trajectory
 from cera.evaluation.tasks.logistic_map.score import collapse, score
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from cera.data.logistic_map import half_unit, logistic_map, tolerances, trajectory
 from cera.evaluation.statistics import mean_interval
-from cera.evaluation.tasks.logistic_map.problem import half_unit, logistic_map, tolerances, trajectory
 
 LARGEST_TOLERANCE = 0.05
 """Steps are judged up to this tolerance, in a range of [0, 1]; beyond it, rounding alone could make any value."""

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from cera.data import DataError
+from cera.data.logistic_map import LogisticMapProblem, grid_problems, random_problems
 from cera.evaluation.fields import RECORD, Field, check_fields, is_number
 from cera.evaluation.records import Record
 from cera.evaluation.tasks.logistic_map.parser import parse
-from cera.evaluation.tasks.logistic_map.problem import LogisticMapProblem, grid_problems, random_problems
 from cera.evaluation.tasks.logistic_map.score import TrajectoryScore, score, summarize
 from cera.evaluation.tasks.task import Problem, Score, Task
 

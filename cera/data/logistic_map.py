@@ -8,6 +8,9 @@ import numpy as np
 LONGEST = 10_000
 """Maximum number of steps of a trajectory."""
 
+RATES, STARTS = range(250, 401), range(5, 96)
+"""Growth rates and initial values of random problems, in hundredths."""
+
 
 @dataclass(frozen=True)
 class LogisticMapProblem:
@@ -133,14 +136,35 @@ def random_problems(count: int, seed: int = 0, steps: int = 10, decimals: int = 
     Raises:
         ValueError: A number is out of its range.
     """
-    rs, x0s = range(250, 401), range(5, 96)
-    if not 1 <= count <= len(rs) * len(x0s):
-        raise ValueError(f"The number of problems must be in [1, {len(rs) * len(x0s)}], got {count}.")
-    chosen = np.random.default_rng(seed).choice(len(rs) * len(x0s), size=count, replace=False)
-    indices = (divmod(int(number), len(x0s)) for number in chosen)
-    return [LogisticMapProblem(rs[i] / 100, x0s[j] / 100, steps, decimals) for i, j in indices]
+    if not 1 <= count <= len(RATES) * len(STARTS):
+        raise ValueError(f"The number of problems must be in [1, {len(RATES) * len(STARTS)}], got {count}.")
+    chosen = np.random.default_rng(seed).choice(len(RATES) * len(STARTS), size=count, replace=False)
+    indices = (divmod(int(number), len(STARTS)) for number in chosen)
+    return [LogisticMapProblem(RATES[i] / 100, STARTS[j] / 100, steps, decimals) for i, j in indices]
 
 
 def training_rows(problems: Sequence[LogisticMapProblem]) -> list[dict[str, str]]:
     """Return the problems as training data with the columns ``question`` and ``answer``."""
     return [{"question": problem.question, "answer": problem.answer} for problem in problems]
+
+
+def problems_but(held_out: int, seed: int, steps: int, decimals: int, chosen: bool = False) -> list[LogisticMapProblem]:
+    """Return all problems of ``random_problems`` but the first choice of ``held_out``, in random order.
+
+    Args:
+        held_out: Number of problems that ``random_problems`` chooses with seed 0 for evaluation.
+        seed: Seed of the order.
+        steps: See ``LogisticMapProblem``.
+        decimals: See ``LogisticMapProblem``.
+        chosen: Return the problems for evaluation instead, in their own order.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+    evaluated = random_problems(held_out, 0, steps, decimals)
+    if chosen:
+        return evaluated
+    keys = {problem.key for problem in evaluated}
+    everything = random_problems(len(RATES) * len(STARTS), 0, steps, decimals)
+    others = [problem for problem in everything if problem.key not in keys]
+    return [others[i] for i in np.random.default_rng(seed).permutation(len(others))]

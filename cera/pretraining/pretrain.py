@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
@@ -118,7 +117,7 @@ def _train(settings: Pretraining, folder: Path, callbacks: Sequence[Callback]) -
     if trainer.global_step < settings.steps:
         raise FileError(f"stopped at step {trainer.global_step}; the same command goes on from the last checkpoint.")
     trainer.validate(module, verbose=False)
-    module.model.to(torch.float32).save_pretrained(folder)
+    module.model.float().save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes private files
     tokenizer.save_pretrained(folder)
     record = {

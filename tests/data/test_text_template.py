@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cera.data.chat import ChatEncoder
 from cera.data.datamodule import ChatData
-from cera.data.datasets import ReasoningGymWordProblems
+from cera.data.generated import ReasoningGymWordProblems
 from cera.data.template import TemplateError, render_prompt
 from cera.data.text_template import set_text_template
 from cera.models.backbone import load_tokenizer

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cera.runs.finished import FinishedRun, RunError
+from cera.studies.problem_scores import ProblemScores
 
 CERA = (sys.executable, "-m", "cera")
 """Command that starts ``cera`` in a process of its own."""
@@ -34,6 +35,10 @@ class Measure:
             FileError: A file of the run is broken, or of another measurement than this one.
         """
         raise NotImplementedError
+
+    def problems(self, run: FinishedRun) -> dict[str, ProblemScores]:
+        """Return scores by problem, by the name that begins the names of their values: ``NAME`` of ``NAME_pass@1``."""
+        return {}
 
 
 def number(file: Path, content: Mapping[str, Any], key: str) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from cera.evaluation.records import read
 from cera.foreign_files import read_json_object
 from cera.runs.checkpoints import newest_checkpoint
 from cera.runs.finished import FinishedRun, RunError
@@ -24,6 +25,7 @@ from cera.spectral.measures import MEASURES
 from cera.studies.activation_measures import InterventionsMeasure, LinearizationMeasure
 from cera.studies.axes import StudyError, as_options, check_settings, config_file, mapping
 from cera.studies.measure import CERA, Measure, number
+from cera.studies.problem_scores import ProblemScores
 
 
 class FinalPerplexity(Measure):
@@ -132,14 +134,23 @@ class TaskAccuracy(Measure):
         ]
 
     def values(self, run: FinishedRun) -> dict[str, float]:
-        """Return each metric as ``NAME_METRIC``."""
+        """Return each metric, and each of the task's own, as ``NAME_METRIC``."""
         file = run.path / "eval" / self.name / "eval.json"
         if not file.exists():
             return {}
-        metrics = read_json_object(file).get("metrics")
-        if not isinstance(metrics, dict) or not all(isinstance(metric, dict) for metric in metrics.values()):
-            raise RunError(f"{file} has no metrics: it is no report of an evaluation.")
-        return {f"{self.name}_{name}": number(file, metric, "value") for name, metric in metrics.items()}
+        report = read_json_object(file)
+        values: dict[str, float] = {}
+        for group in (report.get("metrics"), report.get("summary", {})):
+            if not isinstance(group, dict) or not all(isinstance(metric, dict) for metric in group.values()):
+                raise RunError(f"{file} has no metrics: it is no report of an evaluation.")
+            values |= {f"{self.name}_{name}": number(file, metric, "value") for name, metric in group.items()}
+        return values
+
+    def problems(self, run: FinishedRun) -> dict[str, ProblemScores]:
+        """Return how each problem was solved."""
+        file = run.path / "eval" / self.name / "records.jsonl"
+        scores = ProblemScores.of_records(read(file, ("key", "correct"))) if file.exists() else None
+        return {} if scores is None else {self.name: scores}
 
 
 BUILT_IN: dict[str, type[Measure]] = {

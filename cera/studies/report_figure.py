@@ -5,14 +5,16 @@ Example:
 """
 
 import statistics
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from cera.studies.axes import format_number
-from cera.studies.report_tables import choice_of, chosen_results
-from cera.studies.selection import Results, complete, finite, t_interval
+from cera.studies.estimates import Estimate, method_mean
+from cera.studies.report_tables import choice_of
+from cera.studies.selection import complete, finite
 from cera.studies.summary import Summary
 
 MOST_TICKS = 9
@@ -22,8 +24,8 @@ MOST_TICKS = 9
 def figure(summary: Summary) -> Figure | None:
     """Draw the summary; ``None`` if no run has a value to draw.
 
-    Means over the seeds have their 95% t-intervals; a ring marks the chosen value, and a cross at the top of the panel
-    a value at which a run has no result.
+    Means over the seeds have the 95% intervals of the tables; a ring marks the chosen value, and a cross at the top of
+    the panel a value at which a run has no result.
     """
     metric = summary.selection.metric if summary.selection is not None else next(iter(summary.metrics), None)
     if metric is None or not any(metric in run.values for run in summary.runs):
@@ -47,7 +49,8 @@ def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
         color, numbers = f"C{index}", summary.grid(method)
         results = {numbers[label]: seeds for label, seeds in summary.results(method, metric).items()}
         good = sorted(number for number, seeds in results.items() if complete(seeds))
-        _draw_means(panel, good, [results[number] for number in good], color, method)
+        labels = {number: label for label, number in numbers.items()}
+        _draw_means(panel, good, [method_mean(summary, method, labels[each], metric) for each in good], color, method)
         bad = [number for number in results if number not in good]
         panel.plot(
             bad, [0.98 - 0.04 * index] * len(bad), "x", color=color, transform=panel.get_xaxis_transform()
@@ -68,15 +71,19 @@ def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
 
 def _draw_methods(panel: Axes, summary: Summary, metric: str) -> None:
     for index, method in enumerate(summary.methods):
-        seeds = chosen_results(summary, method, choice_of(summary, method), metric)
-        if finite(seeds):
-            _draw_means(panel, [index], [seeds], f"C{index}", method)
+        mean = method_mean(summary, method, choice_of(summary, method).value, metric)
+        if mean is not None:
+            _draw_means(panel, [index], [mean], f"C{index}", method)
     panel.set_xticks(range(len(summary.methods)), summary.methods, rotation=30, ha="right")
 
 
-def _draw_means(panel: Axes, places: list[float], results: list[Results], color: str, label: str) -> None:
-    values = [list(finite(seeds).values()) for seeds in results]
-    means = [statistics.fmean(each) for each in values]
-    intervals = [t_interval(each) for each in values]
-    halves = [0.0 if interval is None else (interval[1] - interval[0]) / 2 for interval in intervals]
-    panel.errorbar(places, means, yerr=halves, fmt="-o", markersize=4, capsize=3, color=color, label=label)
+def _draw_means(panel: Axes, places: list[float], estimates: Sequence[Estimate | None], color: str, label: str) -> None:
+    drawn = [each for each in estimates if each is not None]
+    means = [each.mean for each in drawn]
+    ends = [
+        (each.mean, each.mean) if each.low is None or each.high is None else (each.low, each.high) for each in drawn
+    ]
+    # below and above: the ends of a bootstrap are not as far from the mean, and may by chance be beyond it
+    lengths = [[max(mean - low, 0.0), max(high - mean, 0.0)] for mean, (low, high) in zip(means, ends, strict=True)]
+    bars = list(zip(*lengths, strict=True)) or None
+    panel.errorbar(places, means, yerr=bars, fmt="-o", markersize=4, capsize=3, color=color, label=label)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from cera.studies.axes import format_number
 from cera.studies.definition import REPLICATES
-from cera.studies.selection import Choice, Results, choose, complete, difference, finite, holm, t_interval
+from cera.studies.estimates import Estimate, method_difference, method_mean
+from cera.studies.selection import Choice, Results, choose, complete, finite, holm
 from cera.studies.summary import Summary
+from cera.studies.two_way_bootstrap import RESAMPLES
 
 LATEX = {"\\": r"\textbackslash{}", **{character: f"\\{character}" for character in "&%$#_{}"}}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
@@ -47,11 +49,6 @@ def choice_of(summary: Summary, method: str) -> Choice:
         return Choice("", None, [])
     results = summary.results(method, summary.selection.metric)
     return choose(results, summary.grid(method), summary.selection.goal)
-
-
-def chosen_results(summary: Summary, method: str, choice: Choice, metric: str) -> Results:
-    """Return a method's values by seed at the chosen value of the selected axis."""
-    return {} if choice.value is None else summary.results(method, metric)[choice.value]
 
 
 def notes(summary: Summary) -> list[str]:
@@ -93,7 +90,15 @@ def _methods(summary: Summary, choices: dict[str, Choice]) -> Table:
     """Return a row for each method at its chosen value: its values with intervals, and the paper's numbers."""
     selected = [] if summary.selection is None else [f"best {summary.selection.axis}"]
     paper = [metric for metric in summary.metrics if metric in summary.report.paper]
-    headers = ["method", "parameters", *selected, "ended", *summary.metrics, *(f"{name} (paper)" for name in paper)]
+    headers = [
+        "method",
+        "parameters",
+        *selected,
+        "ended",
+        "seeds",
+        *summary.metrics,
+        *(f"{name} (paper)" for name in paper),
+    ]
     rows = []
     for method in summary.methods:
         choice, runs = choices[method], [run for run in summary.runs if run.method == method]
@@ -102,35 +107,56 @@ def _methods(summary: Summary, choices: dict[str, Choice]) -> Table:
         cells = [method, ", ".join(f"{size:,}" for size in sizes) or "-"]
         cells += [f"{choice.value or '-'}{mark}"] if selected else []
         cells.append(f"{sum(run.state == 'finished' for run in runs)} of {len(runs)}")
-        cells += [_mean(chosen_results(summary, method, choice, metric)) for metric in summary.metrics]
+        means = [method_mean(summary, method, choice.value, metric) for metric in summary.metrics]
+        cells += [str(max((mean.seeds for mean in means if mean is not None), default=0)), *map(_estimate, means)]
         numbers = [summary.report.paper[metric].get(method) for metric in paper]
         cells += ["-" if number is None else format_number(number) for number in numbers]
         rows.append(tuple(cells))
     source = f" Columns marked (paper) are the paper's: {summary.report.source}." if paper else ""
     at = "" if not selected or summary.selection is None else f" at the {summary.selection.axis} that is best for it"
-    title = f"Each method{at}: mean over the seeds with its 95% t-interval.{source}"
+    title = f"Each method{at}: mean over the seeds with its 95% interval. {_intervals(summary, choices)}{source}"
     return Table("methods", title, tuple(headers), tuple(rows))
 
 
 def _differences(summary: Summary, choices: dict[str, Choice]) -> Table:
     """Return the differences of all methods to the reference, paired by seed; each metric is a family of tests."""
     reference = summary.report.reference
+    if reference is None:
+        return Table("differences", "", (), ())
+    at = {method: (method, choice.value) for method, choice in choices.items()}
     rows: list[tuple[str, ...]] = []
-    for metric in summary.metrics if reference is not None else ():
-        ours = {method: chosen_results(summary, method, choices[method], metric) for method in summary.methods}
-        compared = {m: difference(ours[reference or ""], ours[m]) for m in summary.methods if m != reference}
+    for metric in summary.metrics:
+        others = [method for method in summary.methods if method != reference]
+        compared = {method: method_difference(summary, at[reference], at[method], metric) for method in others}
         tested = {m: d.p_value for m, d in compared.items() if d is not None and d.p_value is not None}
         adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
         for method, paired in compared.items():
             if paired is not None:
-                interval = _interval(None if paired.low is None else (paired.low, paired.high or paired.low))
                 p_values = ["-", "-"] if paired.p_value is None else [_p(paired.p_value), _p(adjusted[method])]
-                rows.append((method, metric, f"{paired.mean:+.4g}{interval}", str(paired.seeds), *p_values))
+                problems = "-" if paired.problems is None else str(paired.problems)
+                rows.append((method, metric, _estimate(paired, "+"), str(paired.seeds), problems, *p_values))
     title = (
-        f"Difference to {reference}, paired by seed, with its 95% t-interval. P-values are of Student's paired test; "
-        "those of Holm are adjusted for all comparisons of a metric."
+        f"Difference to {reference}, paired by seed (and by problem, where there are any), with its 95% interval. "
+        f"{_intervals(summary, choices)} P-values are of Student's paired test or of that bootstrap; those of Holm are "
+        "adjusted for all comparisons of a metric."
     )
-    return Table("differences", title, ("method", "metric", "difference", "seeds", "p", "p (Holm)"), tuple(rows))
+    headers = ("method", "metric", "difference", "seeds", "problems", "p", "p (Holm)")
+    return Table("differences", title, headers, tuple(rows))
+
+
+def _intervals(summary: Summary, choices: dict[str, Choice]) -> str:
+    """Return which intervals the metrics have, in a sentence or two."""
+    problems: dict[str, int] = {}
+    for method, choice in choices.items():
+        for metric in summary.metrics:
+            mean = method_mean(summary, method, choice.value, metric)
+            if mean is not None and mean.problems is not None:
+                problems[metric] = mean.problems
+    if not problems:
+        return "Intervals are Student's over the seeds."
+    listed = ", ".join(f"{metric} ({number} problems)" for metric, number in problems.items())
+    others = " Others are Student's over the seeds." if len(problems) < len(summary.metrics) else ""
+    return f"Intervals of {listed} are of {RESAMPLES:,} bootstrap resamples of seeds and problems.{others}"
 
 
 def _grid(summary: Summary) -> Table:
@@ -161,18 +187,16 @@ def _cell(seeds: Results | None) -> str:
     )
 
 
-def _mean(seeds: Results) -> str:
-    values = list(finite(seeds).values())
-    return f"{_average(values):.4g}{_interval(t_interval(values))}" if values else "-"
+def _estimate(estimate: Estimate | None, sign: str = "") -> str:
+    if estimate is None:
+        return "-"
+    interval = "" if estimate.low is None else f" [{estimate.low:.4g}, {estimate.high:.4g}]"
+    return f"{estimate.mean:{sign}.4g}{interval}"
 
 
 def _average(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed)
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
 def _p(value: float) -> str:

@@ -8,7 +8,7 @@ assert Summary.read(Path("summary.json")) == summary
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cera.runs.files import replacing
 from cera.runs.finished import FinishedRun
 from cera.studies.definition import REPLICATES, Definition, ReportOptions, Selection, StudyRun
 from cera.studies.measures import Measure
+from cera.studies.problem_scores import ProblemScores
 from cera.studies.selection import Results
 from cera.studies.state import ENDED, read_state
 
@@ -41,6 +42,7 @@ class RunSummary:
         parameters: Number of trainable parameters, if it is recorded.
         values: What was measured, by name.
         base_perplexity: The base's perplexity on the rows of the validation, if this run measured it.
+        problems: Scores by problem of each evaluation, by its name.
     """
 
     name: str
@@ -52,6 +54,7 @@ class RunSummary:
     parameters: int | None
     values: Mapping[str, float]
     base_perplexity: float | None = None
+    problems: Mapping[str, ProblemScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,22 @@ class Summary:
 
     def results(self, method: str, metric: str) -> dict[str, Results]:
         """Return a method's values by the label on the selected axis (``""`` without one), then by seed."""
-        axis = None if self.selection is None else self.selection.axis
-        grid: dict[str, dict[str, float | None]] = {}
-        for run in self.runs:
-            if run.method == method:
-                value = run.values.get(metric) if run.state == "finished" else None
-                label = "" if axis is None else run.labels[axis]
-                grid.setdefault(label, {})[run.labels.get(REPLICATES, "")] = value
-        return {label: dict(seeds) for label, seeds in grid.items()}
+        labels = dict.fromkeys(self._label(run) for run in self.runs if run.method == method)
+        return {
+            label: {
+                seed: run.values.get(metric) if run.state == "finished" else None
+                for seed, run in self.runs_by_seed(method, label).items()
+            }
+            for label in labels
+        }
+
+    def runs_by_seed(self, method: str, label: str) -> dict[str, RunSummary]:
+        """Return a method's runs with a label on the selected axis (``""`` without one), by seed."""
+        runs = [run for run in self.runs if run.method == method and self._label(run) == label]
+        return {run.labels.get(REPLICATES, ""): run for run in runs}
+
+    def _label(self, run: RunSummary) -> str:
+        return "" if self.selection is None else run.labels[self.selection.axis]
 
     def grid(self, method: str) -> dict[str, float]:
         """Return a method's values of the selected axis that are numbers, by label."""
@@ -120,10 +131,15 @@ class Summary:
                 tuple(content["axes"]),
                 None if content["selection"] is None else Selection(**content["selection"]),
                 ReportOptions(**{**report, "metrics": tuple(report["metrics"])}),
-                tuple(RunSummary(**run) for run in content["runs"]),
+                tuple(_read_run(run) for run in content["runs"]),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise FileError(f"{path} is no summary of a study: {error}.") from error
+
+
+def _read_run(content: dict[str, Any]) -> RunSummary:
+    problems = {name: ProblemScores(**scores) for name, scores in content.get("problems", {}).items()}
+    return RunSummary(**{**content, "problems": problems})
 
 
 def summarize_study(definition: Definition, folder: Path) -> Summary:
@@ -144,11 +160,13 @@ def summarize_study(definition: Definition, folder: Path) -> Summary:
 def _summarize_run(folder: Path, run: StudyRun, measures: tuple[Measure, ...]) -> RunSummary:
     state = read_state(folder, run, measures)
     values: dict[str, float] = {}
+    problems: dict[str, ProblemScores] = {}
     parameters, base = None, None
     if state.state in ENDED:
         finished_run = FinishedRun.read(folder / run.name)
         for measure in measures if state.state == "finished" else ():
             values |= measure.values(finished_run)
+            problems |= measure.problems(finished_run)
         base = finished_run.curve("val/perplexity").get(0)
         environment = finished_run.path / "environment.json"
         recorded: Any = read_json_object(environment).get("trainable_parameters") if environment.exists() else None
@@ -164,6 +182,7 @@ def _summarize_run(folder: Path, run: StudyRun, measures: tuple[Measure, ...]) -
         parameters,
         rounded,
         _rounded(base),
+        problems,
     )
 
 

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from study_files import study
 
 from cera.cli.main import main
+from cera.evaluation.records import read
+from cera.evaluation.tasks import Problem, Score, Task
 from cera.runs.finished import FinishedRun
 from cera.studies.activation_measures import InterventionsMeasure, LinearizationMeasure
-from cera.studies.measures import GeneralText, Measure
+from cera.studies.measures import GeneralText, Measure, TaskAccuracy
 
 
 @pytest.fixture
@@ -81,6 +85,49 @@ def test_general_text_is_what_the_callback_logged_last(runs) -> None:
     )
     expected = {"general_text_perplexity": 9.5, "general_text_loss_increase": 0.1, "general_text_kl": 0.2}
     assert GeneralText().values(FinishedRun.read(runs / "lora")) == expected
+
+
+@dataclass
+class Digits(Task):
+    """An answer is right if the number of its letters is a multiple of two, or of three."""
+
+    def all_problems(self) -> list[Problem]:
+        return [Problem(f"digits/{i}", f"{i} + 1?", "ab" if i % 2 else "abc") for i in range(6)]
+
+    def score(self, text: str, problem: Problem) -> Score:
+        return Score(correct=sum(map(str.isalpha, text)) % len(problem.gold) == 0)
+
+    def summarize(self, records) -> dict[str, dict[str, float]]:
+        return {"asked": {"value": float(len(records)), "low": 0.0, "high": 0.0}}
+
+
+def test_accuracy_of_several_samples_from_the_command_to_the_summary(runs, tmp_path) -> None:
+    file = tmp_path / "eval.yaml"
+    file.write_text(
+        f"evaluation:\n  task: {__name__}.Digits\n  pass_at: [1, 2]\n"
+        "  sampling: {samples: 3, temperature: 1.0, max_new_tokens: 4}\n"
+    )
+    measure = TaskAccuracy(str(file), "digits")
+    values = measured(measure, runs / "cera")
+    assert values.keys() == {"digits_pass@1", "digits_pass@2", "digits_asked"}
+    assert 0 < values["digits_pass@1"] < values["digits_pass@2"] < 1  # the samples are seeded
+    run = FinishedRun.read(runs / "cera")
+    scores = measure.problems(run)["digits"]
+    assert len(scores.counts) == values["digits_asked"] == 6
+    for metric in ("pass@1", "pass@2"):
+        assert np.mean(scores.metric(metric)) == pytest.approx(values[f"digits_{metric}"], abs=1e-12)
+    counts = [sum(record["correct"]) for record in read(run.path / "eval" / "digits" / "records.jsonl")]
+    assert list(scores.counts) == list(map(str, counts))
+
+    given = {"config": str(file), "name": "digits"}
+    loaded = study(tmp_path / "study", axes={"adapter": {"cera": "cera.yaml"}}, measure=[{"evaluation": given}])
+    shutil.copytree(runs / "cera", loaded.folder / "cera")
+    (summarized,) = loaded.summary().runs
+    assert summarized.state == "finished"
+    assert summarized.values["digits_pass@2"] == pytest.approx(values["digits_pass@2"])
+    assert summarized.problems == {"digits": scores}
+    (loaded.folder / "cera" / "eval" / "digits" / "records.jsonl").unlink()
+    assert loaded.summary().runs[0].problems == {}
 
 
 @pytest.mark.parametrize(

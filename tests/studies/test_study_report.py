@@ -5,15 +5,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from study_files import stand_in, study
 
 from cera.cli.main import main
 from cera.studies import runner
 from cera.studies.definition import ReportOptions
+from cera.studies.problem_scores import ProblemScores
 from cera.studies.report import report_markdown, write_report
 from cera.studies.report_tables import latex, notes, tables
+from cera.studies.selection import t_interval
 from cera.studies.summary import Summary
+from cera.studies.two_way_bootstrap import two_way_bootstrap
 
 AXES = {
     "adapter": {"lora": "lora.yaml", "cera": "cera.yaml"},
@@ -71,14 +75,15 @@ def test_numbers_by_hand(finished) -> None:
         "parameters",
         "best learning_rate",
         "ended",
+        "seeds",
         "perplexity",
         "perplexity (paper)",
     )
-    assert lora == ("lora", "1,000", "lr0.01", "9 of 9", "2.1 [1.852, 2.348]", "-")
-    assert cera == ("cera", "1,000", "lr0.02 (edge)", "6 of 6", "3.1 [2.852, 3.348]", "3.81")
+    assert lora == ("lora", "1,000", "lr0.01", "9 of 9", "3", "2.1 [1.852, 2.348]", "-")
+    assert cera == ("cera", "1,000", "lr0.02 (edge)", "6 of 6", "3", "3.1 [2.852, 3.348]", "3.81")
     assert "Columns marked (paper) are the paper's: Table 3." in methods.title
-    ((method, metric, value, seeds, p, adjusted),) = differences.rows
-    assert (method, metric, seeds, p, adjusted) == ("cera", "perplexity", "3", "< 0.001", "< 0.001")
+    ((method, metric, value, seeds, problems, p, adjusted),) = differences.rows
+    assert (method, metric, seeds, problems, p, adjusted) == ("cera", "perplexity", "3", "-", "< 0.001", "< 0.001")
     assert value.startswith("+1 [")
     assert grid.headers == ("method", "lr3e-3", "lr0.01", "lr0.02", "lr0.03")
     assert grid.rows == (("lora", "2.8", "2.1", "-", "4.1"), ("cera", "-", "-", "3.1", "4.1"))
@@ -103,10 +108,55 @@ def test_a_run_without_a_result_counts_against_its_rate_and_is_shown(finished, s
     """The rate would be the best one by its two other seeds."""
     summary = without(finished.summary(), "lora-lr0.01-seed2", state)
     methods, _, grid, missing = tables(summary)
-    assert methods.rows[0][2:5] == ("lr3e-3 (edge)", "8 of 9", "2.8 [2.552, 3.048]")
+    assert methods.rows[0][2:6] == ("lr3e-3 (edge)", "8 of 9", "3", "2.8 [2.552, 3.048]")
     assert grid.rows[0][2] == "2 of 3 runs"
     assert missing.rows == (("lora-lr0.01-seed2", state, "loss is nan"),)
     assert "lora: not chosen, as a run there has no result: lr0.01." in notes(summary)
+
+
+def with_problems(summary: Summary, solved: dict[str, str]) -> Summary:
+    """The summary with answers to four problems, by method: one character a seed and problem."""
+    runs, numbers = [], dict.fromkeys(solved, 0)
+    for run in summary.runs:
+        digits = solved[run.method][4 * (numbers[run.method] % 3) :][:4]
+        numbers[run.method] += 1
+        values = {"task_pass@1": digits.count("1") / 4, "perplexity": run.values["perplexity"]}
+        runs.append(replace(run, values=values, problems={"task": ProblemScores("same", 1, digits)}))
+    return replace(summary, runs=tuple(runs), report=ReportOptions(reference="lora"))
+
+
+def test_accuracy_is_resampled_over_seeds_and_problems(finished, tmp_path) -> None:
+    answers = {"lora": "110010001100", "cera": "111011001110"}
+    summary = with_problems(finished.summary(), answers)
+    summary.save(tmp_path / "summary.json")
+    assert Summary.read(tmp_path / "summary.json") == summary
+    methods, differences, *_ = tables(summary)
+    lora, cera = (np.array(list(digits), float).reshape(3, 4) for digits in answers.values())
+    expected = two_way_bootstrap(cera)
+    assert methods.rows[1][-2:] == (f"0.6667 [{expected.low:.4g}, {expected.high:.4g}]", "3.1 [2.852, 3.348]")
+    expected = two_way_bootstrap(cera - lora)
+    row = differences.rows[0]
+    assert row[:2] == ("cera", "task_pass@1")
+    assert row[2:5] == (f"+0.25 [{expected.low:.4g}, {expected.high:.4g}]", "3", "4")
+    assert float(row[5]) == pytest.approx(expected.p_value, abs=5e-4)
+    assert differences.rows[1][4] == "-"
+    for table in (methods, differences):
+        assert "task_pass@1 (4 problems) are of 10,000 bootstrap resamples of seeds and problems" in table.title
+        assert "Others are Student's over the seeds." in table.title
+
+
+def test_without_all_answers_to_the_same_problems_intervals_are_students(finished) -> None:
+    """What is not paired by problem is not compared as if it were."""
+    summary = with_problems(finished.summary(), {"lora": "110010001100", "cera": "111011001110"})
+    first = [run for run in summary.runs if run.labels["seed"] == "seed0"]
+    other = {run.name: {"task": ProblemScores("others", 1, run.problems["task"].counts)} for run in first}
+    for problems in ({}, other):
+        runs = [replace(run, problems=problems.get(run.name, {})) if run in first else run for run in summary.runs]
+        methods, differences, *_ = tables(replace(summary, runs=tuple(runs)))
+        low, high = t_interval([0.75, 0.5, 0.75])
+        assert methods.rows[1][-2] == f"0.6667 [{low:.4g}, {high:.4g}]"
+        assert differences.rows[0][4] == "-"
+        assert "Intervals are Student's over the seeds." in methods.title
 
 
 def test_a_method_without_any_result_stays_in_the_tables(finished) -> None:
@@ -114,7 +164,7 @@ def test_a_method_without_any_result_stays_in_the_tables(finished) -> None:
     for name in ("cera-lr0.02-seed0", "cera-lr0.03-seed0"):
         summary = without(summary, name, "failed")
     methods = tables(summary)[0]
-    assert methods.rows[1] == ("cera", "1,000", "-", "4 of 6", "-", "3.81")
+    assert methods.rows[1] == ("cera", "1,000", "-", "4 of 6", "0", "-", "3.81")
     assert "cera: at every learning_rate a run diverged, failed or has not ended." in notes(summary)
     assert "| cera |" in report_markdown(summary)
 
@@ -124,7 +174,7 @@ def test_latex_is_booktabs_and_escaped(finished) -> None:
     assert r"\toprule" in text
     assert r"best learning\_rate" in text
     assert text.count(r"\\") == 3
-    assert text.count("&") == 3 * 5
+    assert text.count("&") == 3 * 6
 
 
 def test_runs_csv_has_every_run_with_its_values(finished, tmp_path) -> None:

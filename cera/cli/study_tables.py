@@ -3,12 +3,12 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TextIO
 
 from cera.cli.tables import table
 from cera.studies.definition import StudyRun
-from cera.studies.state import RunState, duration, progress_line
+from cera.studies.state import RunState, duration, progress_line, run_seconds_left
 
 IN_LOG = 30.0
 """Seconds between two lines in a log."""
@@ -34,22 +34,39 @@ class PlannedRun(NamedTuple):
     memory: int | None
 
 
-def plan_table(planned: Sequence[PlannedRun], memory: bool) -> str:
-    """Format the runs of a study with their sizes, and with their ``memory`` if it is estimated."""
+def plan_table(planned: Sequence[PlannedRun], memory: bool, seconds: Mapping[str, float]) -> str:
+    """Format the runs of a study with their sizes.
+
+    Args:
+        planned: The runs.
+        memory: Whether their memory is estimated and shown.
+        seconds: How long each run takes, by name; empty if that is not known yet.
+    """
+    headers = ["run", "method", "parameters", *(["GiB"] if memory else []), *(["time"] if seconds else [])]
     rows = [
         [
             each.run.name,
             each.run.method,
             "unknown" if each.parameters is None else f"{each.parameters:,}",
             *(["unknown" if each.memory is None else f"{each.memory / 2**30:.2f}"] if memory else []),
+            *([duration(seconds[each.run.name])] if seconds else []),
         ]
         for each in planned
     ]
-    return table(rows, ["run", "method", "parameters", *(["GiB"] if memory else [])], verbatim=(2, 3)[: 1 + memory])
+    return table(rows, headers, verbatim=range(2, len(headers)))
 
 
-def status_table(states: Sequence[RunState], longest_reason: int | None = None) -> str:
-    """Format how far the runs are."""
+def status_table(
+    states: Sequence[RunState], longest_reason: int | None = None, shown: Sequence[RunState] | None = None
+) -> str:
+    """Format how far the runs are, and how long they still take.
+
+    Args:
+        states: Of all runs, from which the time that is left is estimated.
+        longest_reason: Maximum number of characters of a reason.
+        shown: The runs to show; all by default.
+    """
+    left = run_seconds_left(states)
     rows = [
         [
             state.run.name,
@@ -57,11 +74,12 @@ def status_table(states: Sequence[RunState], longest_reason: int | None = None) 
             f"{state.step} of {state.max_steps or '?'}" if state.step else "-",
             "-" if state.perplexity is None else f"{state.perplexity:.4g}",
             duration(state.seconds) if state.seconds else "-",
+            duration(left[state.run.name]) if state.run.name in left else "-",
             (state.reason or "")[:longest_reason],
         ]
-        for state in states
+        for state in (states if shown is None else shown)
     ]
-    return table(rows, ["run", "state", "step", "PPL", "time", "reason"], verbatim=(2, 3, 4))
+    return table(rows, ["run", "state", "step", "PPL", "time", "left", "reason"], verbatim=(2, 3, 4, 5))
 
 
 class LiveTable:
@@ -91,7 +109,7 @@ class LiveTable:
         columns, height = shutil.get_terminal_size()
         first = sorted(states, key=lambda state: ORDER.index(state.state))[: max(height - 5, 1)]
         shown = [state for state in states if state in first]
-        lines = [*status_table(shown, LONGEST_REASON).splitlines(), progress_line(states, self.parallel)]
+        lines = [*status_table(states, LONGEST_REASON, shown).splitlines(), progress_line(states, self.parallel)]
         up = f"\x1b[{self._lines}A" if self._lines else ""
         self.file.write(up + "".join(f"\x1b[2K{line[: columns - 1]}\n" for line in lines) + "\x1b[J")
         self._lines = len(lines)

@@ -170,10 +170,38 @@ def record_path(folder: Path, name: str) -> Path:
     return folder / RECORDS / f"{name}.json"
 
 
-def seconds_left(states: Sequence[RunState], parallel: int) -> float | None:
-    """Return an estimate of the seconds until all runs have ended, or failed.
+def expected_seconds(states: Sequence[RunState]) -> dict[str, float]:
+    """Return an estimate of how long each run takes as a whole, by name; empty if no run has come far enough to tell.
 
-    Every run is taken to last as long as those that have ended did on average, or, before any has, as the runs so far.
+    A run is taken to last as long as those of its method that have ended did on average; if there are none, as long as
+    all that have ended; and before any has, as long as the runs so far.
+
+    Args:
+        states: Of all runs.
+    """
+    known = [state for state in states if state.seconds > 0 and state.share > 0]
+    ended = [state for state in known if state.state == "finished"]
+    if not known:
+        return {}
+    average = statistics.fmean(state.seconds / state.share for state in ended or known)
+    by_method: dict[str, list[float]] = {}
+    for state in ended:
+        by_method.setdefault(state.run.method, []).append(state.seconds)
+    return {state.run.name: statistics.fmean(by_method.get(state.run.method, [average])) for state in states}
+
+
+def run_seconds_left(states: Sequence[RunState]) -> dict[str, float]:
+    """Return an estimate of the seconds that each run still takes, by name; see ``expected_seconds``.
+
+    Runs that have ended or failed are left out.
+    """
+    lengths = expected_seconds(states)
+    left = [state for state in states if state.state not in (*ENDED, "failed")]
+    return {state.run.name: lengths[state.run.name] * (1 - state.share) for state in left} if lengths else {}
+
+
+def seconds_left(states: Sequence[RunState], parallel: int) -> float | None:
+    """Return an estimate of the seconds until all runs have ended, or failed; see ``expected_seconds``.
 
     Args:
         states: Of all runs.
@@ -182,13 +210,10 @@ def seconds_left(states: Sequence[RunState], parallel: int) -> float | None:
     Returns:
         ``None`` if no run has come far enough to tell.
     """
-    known = [state for state in states if state.seconds > 0 and state.share > 0]
-    ended = [state.seconds for state in known if state.state == "finished"]
-    lengths = ended or [state.seconds / state.share for state in known]
-    if not lengths:
+    if not expected_seconds(states):
         return None
-    left = [1 - state.share for state in states if state.state not in (*ENDED, "failed")]
-    return statistics.fmean(lengths) * max(sum(left) / parallel, max(left, default=0.0))
+    left = run_seconds_left(states).values()
+    return max(sum(left) / parallel, max(left, default=0.0))
 
 
 def progress_line(states: Sequence[RunState], parallel: int) -> str:

@@ -25,7 +25,7 @@ from cera.cli.study_tables import LiveTable, plan_table, status_table
 from cera.progress import progress
 from cera.studies.report import write_report
 from cera.studies.runner import command_to_train
-from cera.studies.state import ENDED, duration, progress_line, seconds_left
+from cera.studies.state import ENDED, duration, expected_seconds, progress_line, seconds_left
 from cera.studies.study import Study
 from cera.studies.summary import SUMMARY, Summary
 
@@ -73,9 +73,10 @@ def _plan(study: Study, options: argparse.Namespace) -> int:
 
     runs = study.definition.runs
     planned, missing = plan_runs(progress(runs, "planning", "run"), options.base, options.memory)
-    left = seconds_left(study.states(), options.parallel)
+    states = study.states()
+    left = seconds_left(states, options.parallel)
     time_left = "unknown, as no run has ended yet" if left is None else duration(left)
-    print(f"{plan_table(planned, options.memory)}\n")
+    print(f"{plan_table(planned, options.memory, expected_seconds(states))}\n")
     if missing is not None:
         print(f"parameters unknown: {missing}\nGive such a directory as --base.\n", file=sys.stderr)
     print(f"{len(runs)} runs in {study.folder}; time with --parallel {options.parallel}: {time_left}")

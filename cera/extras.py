@@ -14,7 +14,7 @@ TRAIN = (
 EXTRAS = {
     "train": TRAIN,
     "eval": (*TRAIN, "math_verify", "latex2sympy2_extended", "sympy"),
-    "studies": TRAIN,
+    "studies": (*TRAIN, "ray"),
     "deepspeed": ("deepspeed",),
     "quantization": ("bitsandbytes",),
     "trl": ("trl",),

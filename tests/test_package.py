@@ -160,7 +160,6 @@ def test_the_core_has_four_dependencies(wheel: Path, tmp_path: Path) -> None:
     missing = environment.run("cera", "train", "--config", "cera://smol_cera", expect=2).splitlines()
     assert missing[-1].startswith("error: `cera train` needs ")
     assert missing[-1].endswith(": pip install 'cera[train]'")
-    for room in ("cera.callbacks", "cera.training", "cera.data", "cera.memory"):
+    for room in ("cera.callbacks", "cera.training", "cera.data", "cera.memory", "cera.studies"):
         printed = environment.run("python", "-c", f"import {room}", expect=1)
         assert "pip install 'cera[train]'" in printed.splitlines()[-1]
-    assert "pip install 'cera[studies]'" in environment.run("python", "-c", "import cera.studies", expect=1)

@@ -43,11 +43,11 @@ COMMANDS = {
     ),
     "estimate": Command("cera.memory.command", "train", "estimate the memory that training takes"),
     "lr-robustness": Command(
-        "cera.studies.lr_robustness_command", "studies", "perplexity over learning rates, by adapter"
+        "cera.studies.lr_robustness_command", "train", "perplexity over learning rates, by adapter"
     ),
-    "study": Command("cera.studies.study_command", "studies", "plan, run and report a study of many training runs"),
+    "study": Command("cera.studies.study_command", "train", "plan, run and report a study of many training runs"),
     "compare-adapters": Command(
-        "cera.studies.compare_command", "studies", "train several adapters alike, and tabulate them"
+        "cera.studies.compare_command", "train", "train several adapters alike, and tabulate them"
     ),
 }
 

@@ -13,7 +13,7 @@ from cera.studies.state import RunState, duration, progress_line, run_seconds_le
 IN_LOG = 30.0
 """Seconds between two lines in a log."""
 
-ORDER = ("running", "failed", "diverged", "stopped", "finished", "not begun")
+ORDER = ("running", "failed", "diverged", "stopped", "stopped early", "finished", "not begun")
 """Which runs a terminal shows first if it has no place for all."""
 
 LONGEST_REASON = 60

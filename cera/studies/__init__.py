@@ -7,4 +7,4 @@
 
 from cera.extras import require
 
-require("cera.studies", "studies")
+require("cera.studies", "train")

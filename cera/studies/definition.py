@@ -29,7 +29,11 @@ from cera.studies.axes import (
     parse_axes,
 )
 from cera.studies.base_measurement import BASE_VALIDATION, BaseIdentity
+from cera.studies.early_stopping import Resources, StopEarly, parse_resources, parse_stop_early
 from cera.studies.measures import Measure, build_measures
+
+FIELDS = {"name", "base", "settings", "axes", "measure", "select", "report", "resources", "stop_early"}
+"""The fields of a study's file."""
 
 REPLICATES = "seed"
 """The axis whose values are replicates of one setting."""
@@ -107,6 +111,8 @@ class Definition:
         measures: What is measured of each run after its training.
         selection: How each method's value of an axis is chosen; ``None`` if nothing is.
         report: What the report shows.
+        resources: What Ray reserves for a run.
+        stop_early: When Ray stops a run before its end; ``None`` if it does not.
     """
 
     name: str
@@ -115,6 +121,8 @@ class Definition:
     measures: tuple[Measure, ...]
     selection: Selection | None
     report: ReportOptions
+    resources: Resources
+    stop_early: StopEarly | None
 
 
 def read_definition(path: Path) -> Definition:
@@ -144,7 +152,7 @@ def parse_definition(content: Any, folder: Path) -> Definition:
         StudyError: A field is missing, unknown or wrong.
     """
     fields = mapping("a study", content)
-    only_keys("a study", fields, {"name", "base", "settings", "axes", "measure", "select", "report"})
+    only_keys("a study", fields, FIELDS)
     for required in ("name", "base", "axes"):
         if required not in fields:
             raise StudyError(f"a study needs the field {required}.")
@@ -162,7 +170,16 @@ def parse_definition(content: Any, folder: Path) -> Definition:
     selection = _selection(fields.get("select"), axes)
     runs = _expand(axes, base, settings, selection)
     measures = build_measures(fields.get("measure", ["perplexity"]), folder)
-    return Definition(str(name), axes, runs, measures, selection, _report(fields.get("report"), runs))
+    return Definition(
+        str(name),
+        axes,
+        runs,
+        measures,
+        selection,
+        _report(fields.get("report"), runs),
+        parse_resources(fields.get("resources")),
+        parse_stop_early(fields.get("stop_early")),
+    )
 
 
 def _selection(content: Any, axes: Sequence[Axis]) -> Selection | None:

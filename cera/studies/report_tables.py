@@ -63,7 +63,9 @@ def notes(summary: Summary) -> list[str]:
     for method in summary.methods:
         choice = choice_of(summary, method)
         if selection is not None and choice.value is None:
-            sentences.append(f"{method}: at every {selection.axis} a run diverged, failed or has not ended.")
+            sentences.append(
+                f"{method}: at every {selection.axis} a run diverged, failed, was stopped or has not ended."
+            )
         elif selection is not None and choice.edge == "only":
             sentences.append(f"{method}: {choice.value} is the only {selection.axis}; there was nothing to choose.")
         elif selection is not None and choice.edge is not None:

@@ -21,13 +21,14 @@ from cera.runs.lock import in_use
 from cera.studies.axes import StudyError, argument
 from cera.studies.base_measurement import BASE_VALIDATION
 from cera.studies.definition import StudyRun
+from cera.studies.early_stopping import StoppedEarly
 from cera.studies.measures import Measure
 
 RECORDS = "study"
 """The folder of records and logs in the directory of a study."""
 
-State = Literal["finished", "running", "stopped", "diverged", "failed", "not begun"]
-ENDED = ("finished", "diverged")
+State = Literal["finished", "running", "stopped", "stopped early", "diverged", "failed", "not begun"]
+ENDED = ("finished", "diverged", "stopped early")
 """States of runs that are not started again."""
 
 
@@ -88,7 +89,7 @@ class RunState:
         state: A ``failed`` or ``stopped`` run is resumed when the study is run again.
         step: Number of optimizer steps done.
         max_steps: Number of optimizer steps of the whole run, if it is known.
-        reason: Why it failed or diverged.
+        reason: Why it failed, diverged or was stopped early.
         perplexity: Perplexity at its last validation.
         seconds: How long its processes took so far.
     """
@@ -104,7 +105,7 @@ class RunState:
     @property
     def share(self) -> float:
         """Share of the run's steps that are done, in [0, 1]."""
-        if self.state in ENDED:
+        if self.state in ("finished", "diverged"):
             return 1.0
         return min(self.step / self.max_steps, 1.0) if self.max_steps else 0.0
 
@@ -123,17 +124,21 @@ def read_state(folder: Path, run: StudyRun, measures: Sequence[Measure]) -> RunS
     except RunError:
         state: State = "running" if in_use(path) else "failed" if failure else "not begun"
         return RunState(run, state, reason=failure if state == "failed" else None, seconds=seconds)
-    step, validations, divergence = 0, {}, None
+    step, validations, divergence, early = 0, {}, None, None
     try:
         validations, divergence = finished_run.curve("val/perplexity"), finished_run.divergence
         step = max([0, *finished_run.curve("train/loss"), *validations])
-        ended = is_trained(finished_run) and next_measure(finished_run, measures) is None
+        trained = is_trained(finished_run)
+        ended = trained and next_measure(finished_run, measures) is None
+        early = None if trained else StoppedEarly.read(path)
     except FileError as error:
         ended, failure = False, str(error)
     if divergence:
         state, failure = "diverged", divergence
     elif ended:
         state, failure = "finished", None
+    elif early is not None:
+        state, failure = "stopped early", str(early)
     elif in_use(path):
         state, failure = "running", None
     else:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from cera.extras import require
+from cera.studies.axes import StudyError
 from cera.studies.definition import Definition, read_definition
 from cera.studies.report import write_report
 from cera.studies.report_figure import figure
@@ -49,15 +51,28 @@ class Study:
         definition = read_definition(Path(path))
         return cls(definition, Path(runs) / definition.name)
 
-    def run(self, parallel: int = 1, watch: Watch | None = None) -> list[RunState]:
+    def run(self, parallel: int = 1, watch: Watch | None = None, ray: str | None = None) -> list[RunState]:
         """Run what has not ended, write ``summary.json``, and return the states of all runs; see ``Runner``.
 
         Args:
             parallel: Number of runs at a time.
             watch: Is called with the states of all runs every two seconds; by default, it prints a line when a state
                 changes.
+            ray: Address of the Ray cluster on which the runs are started; by default they are here.
+
+        Raises:
+            StudyError: The study stops runs early, for which it needs Ray.
         """
-        states = Runner(self.definition, self.folder, parallel, watch or _print_changes(parallel)).run()
+        watch = watch or _print_changes(parallel)
+        if ray is not None:
+            require("a study on Ray", "studies")
+            from cera.studies.ray_runner import RayRunner  # which needs Ray
+
+            states = RayRunner(self.definition, self.folder, ray, parallel, watch).run()
+        elif self.definition.stop_early is not None:
+            raise StudyError("stop_early is for runs on Ray: give --ray ADDRESS, such as local, or remove the field.")
+        else:
+            states = Runner(self.definition, self.folder, parallel, watch).run()
         self.summary().save(self.folder / SUMMARY)
         return states
 

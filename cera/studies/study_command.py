@@ -3,6 +3,7 @@
     cera study plan configs/studies/smol_lr.yaml              # the runs, with their sizes
     cera study plan configs/studies/smol_lr.yaml --shell      # what has not ended, one command a line
     cera study run configs/studies/smol_lr.yaml --parallel 2  # what has not ended; resumes what was stopped
+    cera study run configs/studies/smol_lr.yaml --parallel 8 --ray auto  # the same on a cluster
     cera study status configs/studies/smol_lr.yaml            # how far each run is
     cera study report configs/studies/smol_lr.yaml            # tables and figures, from the run directories
     cera study report summary.json --out report               # the same from a summary alone
@@ -23,13 +24,13 @@ from cera.cli.run_command import run_command
 from cera.cli.shipped import configuration_file
 from cera.cli.study_tables import LiveTable, plan_table, status_table
 from cera.progress import progress
+from cera.studies.processes import command_to_train
 from cera.studies.report import write_report
-from cera.studies.runner import command_to_train
 from cera.studies.state import ENDED, duration, expected_seconds, progress_line, seconds_left
 from cera.studies.study import Study
 from cera.studies.summary import SUMMARY, Summary
 
-OPTIONS = {"shell": "plan", "memory": "plan", "base": "plan", "out": "report"}
+OPTIONS = {"shell": "plan", "memory": "plan", "base": "plan", "out": "report", "ray": "run"}
 """Options of one action only."""
 
 
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("study", type=expand_home, help="file of the study, cera://studies/NAME, or a summary.json")
     parser.add_argument("--runs", type=user_path, default=Path("runs"), help="directory of all runs")
     parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run: on this Ray cluster; local: on a Ray of its own, here")
     parser.add_argument("--shell", action="store_true", help="plan: print a command a line of what has not ended")
     parser.add_argument("--memory", action="store_true", help="plan: estimate the memory of each method, too")
     parser.add_argument("--base", type=expand_home, help="plan: count on this model, a directory with its config.json")
@@ -84,9 +86,9 @@ def _plan(study: Study, options: argparse.Namespace) -> int:
 
 
 def _run_study(study: Study, options: argparse.Namespace) -> int:
-    states = study.run(options.parallel, LiveTable(options.parallel))
+    states = study.run(options.parallel, LiveTable(options.parallel), options.ray)
     print(f"\n{status_table(states)}\n\nsummary: {study.folder / SUMMARY}")
-    return int(any(state.state != "finished" for state in states))
+    return int(any(state.state not in ("finished", "stopped early") for state in states))
 
 
 def _status(study: Study, options: argparse.Namespace) -> int:

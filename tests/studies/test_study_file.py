@@ -108,6 +108,14 @@ def test_values_that_are_no_words_become_arguments(tmp_path) -> None:
 
 
 WRONG = [
+    ({"resources": {"cpus": 0}}, "resources.cpus must be a positive number, got 0"),
+    ({"resources": {"gpus": -1}}, "resources.gpus must be a number of at least 0, got -1"),
+    ({"resources": {"gpus": "1"}}, "resources.gpus must be a number of at least 0, got '1'"),
+    ({"resources": {"memory": 1}}, "resources has the unknown key 'memory'; there are cpus, gpus"),
+    ({"stop_early": {"reduction": 3}}, "stop_early.grace_steps must be a positive integer, got None"),
+    ({"stop_early": {"grace_steps": 1.5}}, "stop_early.grace_steps must be a positive integer, got 1.5"),
+    ({"stop_early": {"grace_steps": 5, "reduction": 1}}, "stop_early.reduction must be a number greater than 1, got 1"),
+    ({"stop_early": {"grace_steps": 5, "rungs": 1}}, "stop_early has the unknown key 'rungs'"),
     ({"axis": 1}, "a study has the unknown key 'axis'; there are axes, base"),
     ({"name": "a/b"}, "name must be of letters"),
     ({"base": "nowhere.yaml"}, r"base: there is no file .*nowhere\.yaml; names are relative"),

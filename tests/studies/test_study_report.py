@@ -10,7 +10,7 @@ import pytest
 from study_files import stand_in, study
 
 from cera.cli.main import main
-from cera.studies import runner
+from cera.studies import processes
 from cera.studies.definition import ReportOptions
 from cera.studies.problem_scores import ProblemScores
 from cera.studies.report import report_markdown, write_report
@@ -35,7 +35,7 @@ FIELDS = {
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """A study that has ended: 15 runs of the stand-in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "TRAIN", stand_in())
+        patch.setattr(processes, "TRAIN", stand_in())
         loaded = study(tmp_path_factory.mktemp("study"), settings={"wait": 0}, **FIELDS)
         loaded.run(parallel=3)
     return loaded
@@ -165,7 +165,7 @@ def test_a_method_without_any_result_stays_in_the_tables(finished) -> None:
         summary = without(summary, name, "failed")
     methods = tables(summary)[0]
     assert methods.rows[1] == ("cera", "1,000", "-", "4 of 6", "0", "-", "3.81")
-    assert "cera: at every learning_rate a run diverged, failed or has not ended." in notes(summary)
+    assert "cera: at every learning_rate a run diverged, failed, was stopped or has not ended." in notes(summary)
     assert "| cera |" in report_markdown(summary)
 
 

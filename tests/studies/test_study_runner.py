@@ -16,14 +16,14 @@ from study_files import stand_in, study
 from cera.cli.study_tables import LiveTable, PlannedRun, plan_table, status_table
 from cera.runs.lock import DirectoryInUse, DirectoryLock
 from cera.runs.signals import Stopped
-from cera.studies import runner
+from cera.studies import processes
 from cera.studies.measures import CERA, Measure
 from cera.studies.state import duration, expected_seconds, progress_line, run_seconds_left, seconds_left
 
 
 @pytest.fixture(autouse=True)
 def trainer(monkeypatch):
-    monkeypatch.setattr(runner, "TRAIN", stand_in())
+    monkeypatch.setattr(processes, "TRAIN", stand_in())
 
 
 def states(loaded) -> dict[str, str]:

@@ -1,0 +1,210 @@
+"""The processes of a study on this machine: for each run its training, then what is measured, one after the other.
+
+    processes = Processes(definition, Path("runs/smol_lr"))
+    processes.start(run)
+    while processes.running:
+        processes.collect()
+
+Nothing that matters is kept here: which command is next follows from the run directory.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cera.foreign_files import FileError
+from cera.runs.directory import RUN_DIR
+from cera.runs.finished import FinishedRun, RunError
+from cera.studies import tied
+from cera.studies.compare import TRAIN
+from cera.studies.definition import Definition, StudyRun
+from cera.studies.early_stopping import StoppedEarly
+from cera.studies.state import RECORDS, RunRecord, is_trained, next_measure, started_with
+
+MOST_RESTARTS = 1
+"""How often a process that a signal killed, perhaps for memory, is started again at once."""
+
+LONGEST_REASON = 500
+"""Maximum number of characters of a failed process's last line that are kept."""
+
+
+@dataclass
+class Job:
+    """A process of a run.
+
+    Attributes:
+        run: The run.
+        command: What is executed; the same command again means that it did not bring the run on.
+        process: The process.
+        log: The file that its output is appended to.
+        start: Size of the log before it.
+        began: When it was started, by the monotonic clock.
+        restarts: How often it was started again after a kill.
+    """
+
+    run: StudyRun
+    command: list[str]
+    process: subprocess.Popen
+    log: Path
+    start: int
+    began: float
+    restarts: int = 0
+
+
+class Processes:
+    """Brings runs to their end, each by one process at a time, and records what came of them.
+
+    Args:
+        definition: The study.
+        folder: The directory of the study.
+        cwd: The working directory of the processes; that of this one by default.
+        tied_to_this: Whether they save their state and end when this process has died; otherwise they outlive it.
+    """
+
+    def __init__(
+        self, definition: Definition, folder: Path, cwd: Path | None = None, tied_to_this: bool = False
+    ) -> None:
+        self.definition = definition
+        self.folder = folder
+        self._cwd = cwd
+        self._tied = tied_to_this
+        self._jobs: list[Job] = []
+        self._signal: signal.Signals | None = None
+
+    @property
+    def running(self) -> list[str]:
+        """Names of the runs that have a process."""
+        return [job.run.name for job in self._jobs]
+
+    def start(self, run: StudyRun) -> None:
+        """Start the next process of a run, if it needs one."""
+        self._start(run)
+
+    def collect(self) -> list[StudyRun]:
+        """Record the processes that have ended, start the next ones of their runs, and return these runs."""
+        ended = [job for job in self._jobs if job.process.poll() is not None]
+        for job in ended:
+            self._jobs.remove(job)
+            self._end(job)
+        return [job.run for job in ended]
+
+    def stop(self, number: signal.Signals) -> None:
+        """Pass the first signal on to all processes, which then save their state; no other one is started."""
+        if self._signal is not None:  # a second one would end them at once
+            return
+        self._signal = number
+        for job in self._jobs:
+            job.process.send_signal(number)
+
+    def _start(self, run: StudyRun, before: Job | None = None) -> None:
+        """Start the next process of a run, if it needs one and the one ``before`` has brought it on."""
+        try:
+            command = next_command(self.folder, run, self.definition)
+        except FileError as error:
+            record(self.folder, run, 0.0, str(error))
+            return
+        if command is None:
+            record(self.folder, run, 0.0, None)
+            return
+        killed = before is not None and before.process.returncode < 0
+        if before is not None and not killed and command == before.command:
+            record(self.folder, run, 0.0, f"it ended without an error, and without a result: {' '.join(command)}")
+            return
+        record(self.folder, run, 0.0, None)
+        log = self.folder / RECORDS / f"{run.name}.log"
+        start = log.stat().st_size if log.exists() else 0
+        process = self._open(command, log)
+        restarts = before.restarts + 1 if before is not None and killed else 0
+        self._jobs.append(Job(run, command, process, log, start, time.monotonic(), restarts))
+        if self._signal is not None:  # it came meanwhile
+            process.send_signal(self._signal)
+
+    def _open(self, command: list[str], log: Path) -> subprocess.Popen:
+        tie = [sys.executable, tied.__file__, str(os.getpid())] if self._tied else []
+        environment = {name: value for name, value in os.environ.items() if name != RUN_DIR}
+        with log.open("ab") as output:
+            return subprocess.Popen(  # in a group of its own, as a terminal sends Ctrl-C to all of this one
+                [*tie, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd=self._cwd,
+                process_group=0,
+            )
+
+    def _end(self, job: Job) -> None:
+        """Record the end of a process, and start the next one of its run."""
+        status, seconds = job.process.returncode, time.monotonic() - job.began
+        killed = status < 0 and job.restarts < MOST_RESTARTS
+        if self._signal is not None or status == 0 or killed:
+            record(self.folder, job.run, seconds, None)
+            if self._signal is None:
+                self._start(job.run, job)
+        else:
+            record(self.folder, job.run, seconds, failure(status, job.log, job.start))
+
+
+def record(folder: Path, run: StudyRun, seconds: float, failure: str | None) -> None:
+    """Record that a process of a run has ended, or was not needed.
+
+    Args:
+        folder: The directory of the study.
+        run: The run.
+        seconds: How long the process took.
+        failure: Why it failed; ``None`` if it did not.
+    """
+    known = RunRecord.read(folder, run) or RunRecord(started_with(run))
+    known.seconds = round(known.seconds + seconds, 3)
+    known.failure = failure
+    known.save(folder, run)
+
+
+def next_command(folder: Path, run: StudyRun, definition: Definition) -> list[str] | None:
+    """Return the command that brings a run on: its training, then what is measured; ``None`` if it has ended.
+
+    Raises:
+        FileError: A file of the run is broken.
+    """
+    path = folder / run.name
+    try:
+        finished_run = FinishedRun.read(path)
+    except RunError:
+        return command_to_train(folder, run)
+    if finished_run.divergence:
+        return None
+    if not is_trained(finished_run):
+        return None if StoppedEarly.read(path) else command_to_train(folder, run)
+    measure = next_measure(finished_run, definition.measures)
+    return None if measure is None else measure.command(path)
+
+
+def command_to_train(folder: Path, run: StudyRun) -> list[str]:
+    """Return the command that trains a run, or goes on with what is in its run directory."""
+    path = folder / run.name
+    resume = path.is_dir() and any(path.iterdir())
+    options = [f"--runs={folder}", f"--name={run.name}"]
+    answers = [] if "answer_tokens" in run.settings else ["--answer_tokens=0"]
+    return [*TRAIN, *run.arguments(), *options, *answers, *(["--ckpt_path=last"] if resume else [])]
+
+
+def failure(status: int, log: Path, start: int) -> str:
+    """Return why a process failed: the signal that killed it, or the last line that it printed.
+
+    Args:
+        status: Its exit status.
+        log: The file with its output.
+        start: Where its output begins, in bytes.
+    """
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    last = (errors or lines or ["it printed nothing"])[-1]
+    return f"status {status}: {last.removeprefix('error: ')[:LONGEST_REASON]}"

@@ -32,6 +32,10 @@ LONGEST_REASON = 500
 """Maximum number of characters of a failed process's last line that are kept."""
 
 
+OF_ANOTHER_RUN = {RUN_DIR, "RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"}
+"""Variables by which a launcher makes a process a part of a run; Ray on Slurm hands its own on to its workers."""
+
+
 @dataclass
 class Job:
     """A process of a run.
@@ -125,7 +129,7 @@ class Processes:
 
     def _open(self, command: list[str], log: Path) -> subprocess.Popen:
         tie = [sys.executable, tied.__file__, str(os.getpid())] if self._tied else []
-        environment = {name: value for name, value in os.environ.items() if name != RUN_DIR}
+        environment = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_RUN}
         with log.open("ab") as output:
             return subprocess.Popen(  # in a group of its own, as a terminal sends Ctrl-C to all of this one
                 [*tie, *command],

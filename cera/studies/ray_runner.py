@@ -114,7 +114,7 @@ class RayRunner(Runner):
         run = self._run_of(trial)
         self._read(run)
         result = trial.last_result
-        if not result["ended"] and self._signal is None and self.states[run.name].state not in ENDED:
+        if not result.get("ended", True) and self._signal is None and self.states[run.name].state not in ENDED:
             StoppedEarly(result["step"], result["perplexity"]).save(self.folder / run.name)
             self._read(run)
 

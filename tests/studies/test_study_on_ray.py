@@ -49,7 +49,7 @@ def cluster() -> Iterator[None]:
 def paced_study(base: str, folder: Path, axes: dict, steps: int, **fields) -> Study:
     """A study of the tiny Llama with ten steps a second, a validation every four and a checkpoint every three."""
     given = dict(argument[2:].split("=", 1) for argument in command(base, folder)[4:])
-    for dropped in ("runs", "name", "trainer.num_sanity_val_steps", "answer_tokens"):
+    for dropped in ("runs", "name", "answer_tokens"):
         del given[dropped]
     settings = {key: yaml.safe_load(value) for key, value in given.items()}
     pace = {"class_path": "paced.Paced", "init_args": {"seconds": 0.1}}
@@ -105,7 +105,7 @@ def test_a_run_whose_worker_is_killed_is_resumed_from_its_checkpoint(cluster, ti
     for column in ("train/loss", "val/perplexity"):
         curve = FinishedRun.read(disturbed).curve(column)
         assert curve == FinishedRun.read(undisturbed).curve(column)
-        assert len(set(curve.values())) == len(curve) > 4
+        assert len(set(curve.values())) == len(curve) >= 4
 
 
 def test_runs_that_are_clearly_worse_are_stopped_early(cluster, tiny_llama, tmp_path) -> None:

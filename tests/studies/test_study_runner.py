@@ -208,6 +208,18 @@ def test_what_is_measured_after_a_run_is_measured_once_and_a_failure_is_the_runs
     assert begun(loaded)[state.run.name] == ["new"]
 
 
+def test_a_run_is_no_part_of_the_job_that_its_runner_is_a_part_of(tmp_path, monkeypatch) -> None:
+    names = ["RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "CERA_RUN_DIR"]
+    for name in (*names, "SLURM_JOB_ID"):
+        monkeypatch.setenv(name, "1")
+    found = "import os, sys; open(sys.argv[1], 'w').write(str(sum(n in os.environ for n in {names})))"
+    for inherited, expected in ((names, 0.0), (["SLURM_JOB_ID"], 1.0)):
+        measure = {f"{__name__}.Once": {"script": found.format(names=inherited)}}
+        loaded = study(tmp_path / str(expected), axes={"learning_rate": [0.01]}, measure=[measure])
+        loaded.run()
+        assert loaded.summary().runs[0].values == {"measured": expected}
+
+
 def test_a_broken_record_is_one_line(tmp_path) -> None:
     loaded = study(tmp_path)
     record = loaded.folder / "study" / f"{loaded.definition.runs[0].name}.json"

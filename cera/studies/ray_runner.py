@@ -9,6 +9,7 @@ reports the validations of all runs anew, from which the scheduler decides as if
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import uuid
@@ -46,6 +47,9 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 """Environment of Ray: it sends no usage statistics, logs nothing of the trials, and leaves signals to the runner."""
+
+LONGEST_WAIT = 30.0
+"""Seconds in which a cluster must answer."""
 
 MOST_STEPS = 10**9
 """More than the optimizer steps of any run: how far ASHA's rungs go."""
@@ -158,13 +162,21 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     try:
+        _require_reachable(address)
         ray.init(address, include_dashboard=False if address == LOCAL else None, log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise StudyError(f"there is no Ray at the address {address!r}: {one_line(error)}.") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Raise ``OSError`` if nothing listens at HOST:PORT, for which Ray itself waits many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), LONGEST_WAIT).close()
 
 
 def check_nodes(driver: Driver, resources: Resources, complete: bool) -> None:

@@ -108,6 +108,7 @@ def test_a_run_whose_worker_is_killed_is_resumed_from_its_checkpoint(cluster, ti
         assert len(set(curve.values())) == len(curve) >= 4
 
 
+@pytest.mark.slow
 def test_runs_that_are_clearly_worse_are_stopped_early(cluster, tiny_llama, tmp_path) -> None:
     rates = {"learning_rate": [1e-2, 2e-2, 1e-8]}
     early = {"grace_steps": 8, "reduction": 2}

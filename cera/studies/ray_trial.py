@@ -78,8 +78,7 @@ class Driver:
 class RunTrial(tune.Trainable):
     """Brings a run to its end on a worker. A trial that is started again goes on where the run directory stands.
 
-    The worker may die at any moment: its process then saves its state and ends, and the next worker waits
-    for that.
+    The worker may die at any moment: its process then saves its state and ends, and the next worker waits for that.
 
     The results are ``step`` and ``perplexity``, of one validation after the other, those of before a resumption, too;
     and ``ended``, whether the run has ended by itself.

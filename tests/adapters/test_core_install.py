@@ -11,7 +11,7 @@ import importlib.machinery, sys
 EXTRAS = {
     "lightning", "datasets", "matplotlib", "torchmetrics", "jsonargparse", "omegaconf", "tensorboard", "scipy",
     "tabulate", "math_verify", "reasoning_gym", "gguf", "pandas", "trl", "deepspeed", "bitsandbytes", "lm_eval",
-    "sklearn",
+    "sklearn", "ray",
 }
 find_spec = importlib.machinery.PathFinder.find_spec
 

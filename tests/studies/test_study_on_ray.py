@@ -109,8 +109,10 @@ def test_a_run_whose_worker_is_killed_is_resumed_from_its_checkpoint(cluster, ti
 
 
 @pytest.mark.slow
-def test_runs_that_are_clearly_worse_are_stopped_early(cluster, tiny_llama, tmp_path) -> None:
-    rates = {"learning_rate": [1e-2, 2e-2, 1e-8]}
+def test_a_run_that_is_clearly_worse_is_stopped_early_and_one_that_fails_is_recorded(
+    cluster, tiny_llama, tmp_path
+) -> None:
+    rates = {"learning_rate": [1e-2, 2e-2, 1e-8, -1]}
     early = {"grace_steps": 8, "reduction": 2}
     study = paced_study(tiny_llama, tmp_path, rates, 24, stop_early=early, select={"axis": "learning_rate"})
     with pytest.raises(StudyError, match="stop_early is for runs on Ray"):
@@ -123,9 +125,12 @@ def test_runs_that_are_clearly_worse_are_stopped_early(cluster, tiny_llama, tmp_
     assert 8 <= json.loads((study.folder / "lr1e-8" / STOPPED_EARLY).read_text())["step"] < 24
     assert worse.step < 24
     assert study.summary().results("all", "perplexity")["lr1e-8"] == {"": None}  # so that it is not chosen
-    before = {name: (study.folder / name / "metrics.csv").read_bytes() for name in states}
-    study.run(parallel=2, ray="auto")  # nothing is left to do
-    assert before == {name: (study.folder / name / "metrics.csv").read_bytes() for name in states}
+    assert states["lr-1"].state == "failed"
+    assert "learning_rate" in states["lr-1"].reason
+    before = {name: (study.folder / name / "metrics.csv").read_bytes() for name in states if name != "lr-1"}
+    again = {state.run.name: state.state for state in study.run(parallel=2, ray="auto")}  # tries the failed one again
+    assert again == {name: state.state for name, state in states.items()}
+    assert before == {name: (study.folder / name / "metrics.csv").read_bytes() for name in before}
 
 
 def test_what_cannot_run_on_a_cluster_is_refused_before_it_is_started(cluster, tmp_path) -> None:

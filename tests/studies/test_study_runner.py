@@ -17,6 +17,7 @@ from cera.cli.study_tables import LiveTable, PlannedRun, plan_table, status_tabl
 from cera.runs.lock import DirectoryInUse, DirectoryLock
 from cera.runs.signals import Stopped
 from cera.studies import processes
+from cera.studies.early_stopping import STOPPED_EARLY, StoppedEarly
 from cera.studies.measures import CERA, Measure
 from cera.studies.state import duration, expected_seconds, progress_line, run_seconds_left, seconds_left
 
@@ -206,6 +207,24 @@ def test_what_is_measured_after_a_run_is_measured_once_and_a_failure_is_the_runs
     assert state.state == "finished"
     assert loaded.summary().runs[0].values == {"perplexity": 2.0, "measured": 7.0}
     assert begun(loaded)[state.run.name] == ["new"]
+
+
+def test_a_run_that_was_stopped_early_is_not_resumed_unless_its_file_is_removed(tmp_path) -> None:
+    loaded = study(tmp_path, axes={"learning_rate": [0.01]}, settings={"kills": 2})
+    loaded.run()
+    run = loaded.folder / "lr0.01"
+    StoppedEarly(2, 5.25).save(run)
+    (state,) = loaded.run()
+    assert (state.state, state.reason) == ("stopped early", "val/perplexity was 5.25 at step 2")
+    assert state.share == pytest.approx(2 / 6)
+    assert len(begun(loaded)["lr0.01"]) == 2
+    (run / STOPPED_EARLY).write_text('{"when": 2}')
+    assert loaded.states()[0].reason == f"{run / STOPPED_EARLY} does not say why the run was stopped early."
+    (run / STOPPED_EARLY).unlink()
+    (state,) = loaded.run()
+    assert state.state == "finished"
+    StoppedEarly(2, 5.25).save(run)  # which came too late
+    assert loaded.states()[0].state == "finished"
 
 
 def test_a_run_is_no_part_of_the_job_that_its_runner_is_a_part_of(tmp_path, monkeypatch) -> None:

@@ -2,7 +2,8 @@
 
 A value with a score for each problem, such as an accuracy, is a mean over seeds and problems, both of which are
 resampled (``cera.studies.two_way_bootstrap``). Any other value, such as a perplexity, is one number for each seed, and
-has Student's interval.
+has Student's interval. The p-value of a difference of accuracies is the larger of two: that of the same bootstrap, and
+that of a randomization test over the problems.
 """
 
 import statistics
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cera.evaluation.statistics import randomization_test
 from cera.studies.selection import Results, difference, finite, t_interval
 from cera.studies.summary import Summary
 from cera.studies.two_way_bootstrap import two_way_bootstrap
@@ -85,7 +87,9 @@ def method_difference(
         if len(shared) == paired.seeds:
             differences = np.stack([b[seed] - a[seed] for seed in shared])
             found = two_way_bootstrap(differences)
-            return Estimate(paired.mean, found.low, found.high, found.p_value, *differences.shape)
+            # where few problems differ, a bootstrap alone calls chance significant
+            p_value = max(found.p_value or 0.0, randomization_test(differences.mean(axis=0)))
+            return Estimate(paired.mean, found.low, found.high, p_value, *differences.shape)
     return Estimate(paired.mean, paired.low, paired.high, paired.p_value, paired.seeds)
 
 

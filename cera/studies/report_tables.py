@@ -139,8 +139,9 @@ def _differences(summary: Summary, choices: dict[str, Choice]) -> Table:
                 rows.append((method, metric, _estimate(paired, "+"), str(paired.seeds), problems, *p_values))
     title = (
         f"Difference to {reference}, paired by seed (and by problem, where there are any), with its 95% interval. "
-        f"{_intervals(summary, choices)} P-values are of Student's paired test or of that bootstrap; those of Holm are "
-        "adjusted for all comparisons of a metric."
+        f"{_intervals(summary, choices)} P-values are of Student's paired test or, with problems, the larger of those "
+        "of the bootstrap and of a randomization test over problems; those of Holm are adjusted for all comparisons of "
+        "a metric."
     )
     headers = ("method", "metric", "difference", "seeds", "problems", "p", "p (Holm)")
     return Table("differences", title, headers, tuple(rows))

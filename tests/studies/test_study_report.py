@@ -138,7 +138,9 @@ def test_accuracy_is_resampled_over_seeds_and_problems(finished, tmp_path) -> No
     row = differences.rows[0]
     assert row[:2] == ("cera", "task_pass@1")
     assert row[2:5] == (f"+0.25 [{expected.low:.4g}, {expected.high:.4g}]", "3", "4")
-    assert float(row[5]) == pytest.approx(expected.p_value, abs=5e-4)
+    # two of the four problems differ, both for the better: of the four draws of their signs, two are as extreme
+    assert expected.p_value < 0.5
+    assert float(row[5]) == 0.5
     assert differences.rows[1][4] == "-"
     for table in (methods, differences):
         assert "task_pass@1 (4 problems) are of 10,000 bootstrap resamples of seeds and problems" in table.title

@@ -105,10 +105,10 @@ def _by_problem(
     for method, label in methods:
         by_seed = {}
         for seed, run in summary.runs_by_seed(method, label or "").items():
-            name = next((name for name in run.problems if metric.startswith(f"{name}_")), None)
-            values = None if name is None else run.problems[name].metric(metric.removeprefix(f"{name}_"))
-            if name is not None and values is not None:
-                asked.add(run.problems[name].problems)
-                by_seed[seed] = values
+            for name, solved in run.problems.items():
+                values = solved.metric(metric.removeprefix(f"{name}_")) if metric.startswith(f"{name}_") else None
+                if values is not None:
+                    asked.add(solved.problems)
+                    by_seed[seed] = values
         scores.append(by_seed)
     return scores if len(asked) == 1 and all(scores) else []

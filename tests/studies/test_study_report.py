@@ -120,8 +120,10 @@ def with_problems(summary: Summary, solved: dict[str, str]) -> Summary:
     for run in summary.runs:
         digits = solved[run.method][4 * (numbers[run.method] % 3) :][:4]
         numbers[run.method] += 1
-        values = {"task_pass@1": digits.count("1") / 4, "perplexity": run.values["perplexity"]}
-        runs.append(replace(run, values=values, problems={"task": ProblemScores("same", 1, digits)}))
+        values = {"my_task_pass@1": digits.count("1") / 4, "perplexity": run.values["perplexity"]}
+        # of another evaluation, too, whose name is the beginning of this one's
+        problems = {"my": ProblemScores("other", 1, "01"), "my_task": ProblemScores("same", 1, digits)}
+        runs.append(replace(run, values=values, problems=problems))
     return replace(summary, runs=tuple(runs), report=ReportOptions(reference="lora"))
 
 
@@ -136,14 +138,14 @@ def test_accuracy_is_resampled_over_seeds_and_problems(finished, tmp_path) -> No
     assert methods.rows[1][-2:] == (f"0.6667 [{expected.low:.4g}, {expected.high:.4g}]", "3.1 [2.852, 3.348]")
     expected = two_way_bootstrap(cera - lora)
     row = differences.rows[0]
-    assert row[:2] == ("cera", "task_pass@1")
+    assert row[:2] == ("cera", "my_task_pass@1")
     assert row[2:5] == (f"+0.25 [{expected.low:.4g}, {expected.high:.4g}]", "3", "4")
     # two of the four problems differ, both for the better: of the four draws of their signs, two are as extreme
     assert expected.p_value < 0.5
     assert float(row[5]) == 0.5
     assert differences.rows[1][4] == "-"
     for table in (methods, differences):
-        assert "task_pass@1 (4 problems) are of 10,000 bootstrap resamples of seeds and problems" in table.title
+        assert "my_task_pass@1 (4 problems) are of 10,000 bootstrap resamples of seeds and problems" in table.title
         assert "Others are Student's over the seeds." in table.title
 
 
@@ -151,7 +153,7 @@ def test_without_all_answers_to_the_same_problems_intervals_are_students(finishe
     """What is not paired by problem is not compared as if it were."""
     summary = with_problems(finished.summary(), {"lora": "110010001100", "cera": "111011001110"})
     first = [run for run in summary.runs if run.labels["seed"] == "seed0"]
-    other = {run.name: {"task": ProblemScores("others", 1, run.problems["task"].counts)} for run in first}
+    other = {run.name: {"my_task": ProblemScores("others", 1, run.problems["my_task"].counts)} for run in first}
     for problems in ({}, other):
         runs = [replace(run, problems=problems.get(run.name, {})) if run in first else run for run in summary.runs]
         methods, differences, *_ = tables(replace(summary, runs=tuple(runs)))

@@ -15,6 +15,7 @@ from cera.evaluation.tasks import Problem, Score, Task
 from cera.runs.finished import FinishedRun
 from cera.studies.activation_measures import InterventionsMeasure, LinearizationMeasure
 from cera.studies.measures import GeneralText, Measure, TaskAccuracy
+from cera.studies.processes import next_command
 
 
 @pytest.fixture
@@ -69,6 +70,17 @@ def test_an_adapter_without_an_activation_has_no_such_values(two_runs, measure) 
     assert measure.command(two_runs / "lora") is None
     assert measure.values(FinishedRun.read(two_runs / "lora")) == {}
     assert measure.command(two_runs / "cera") is not None
+
+
+def test_a_run_that_has_nothing_to_linearize_has_ended_with_its_training(two_runs, tmp_path) -> None:
+    axes = {"adapter": {"cera": "cera.yaml", "lora": "lora.yaml"}}
+    loaded = study(tmp_path, axes=axes, measure=["perplexity", "linearization", "interventions"])
+    shutil.copytree(two_runs, loaded.folder)
+    assert [state.state for state in loaded.states()] == ["stopped", "finished"]
+    cera, lora = loaded.definition.runs
+    assert next_command(loaded.folder, cera, loaded.definition)[3:5] == ["linearize", str(loaded.folder / "cera")]
+    assert next_command(loaded.folder, lora, loaded.definition) is None
+    assert loaded.summary().runs[1].values.keys() == {"perplexity"}
 
 
 def test_an_adapter_at_modules_has_interventions_and_no_linearization(runs) -> None:

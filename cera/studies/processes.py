@@ -24,6 +24,7 @@ from cera.studies.compare import TRAIN
 from cera.studies.definition import Definition, StudyRun
 from cera.studies.early_stopping import StoppedEarly
 from cera.studies.state import RECORDS, RunRecord, is_trained, next_measure, started_with
+from cera.studies.warm import COMMAND, WarmFork, WarmForks
 
 MOST_RESTARTS = 1
 """How often a process that a signal killed, perhaps for memory, is started again at once."""
@@ -52,7 +53,7 @@ class Job:
 
     run: StudyRun
     command: list[str]
-    process: subprocess.Popen
+    process: subprocess.Popen | WarmFork
     log: Path
     start: int
     began: float
@@ -67,15 +68,22 @@ class Processes:
         folder: The directory of the study.
         cwd: The working directory of the processes; that of this one by default.
         tied_to_this: Whether they save their state and end when this process has died; otherwise they outlive it.
+        forks: Where commands of ``cera`` start as forks; ``None`` starts each anew.
     """
 
     def __init__(
-        self, definition: Definition, folder: Path, cwd: Path | None = None, tied_to_this: bool = False
+        self,
+        definition: Definition,
+        folder: Path,
+        cwd: Path | None = None,
+        tied_to_this: bool = False,
+        forks: WarmForks | None = None,
     ) -> None:
         self.definition = definition
         self.folder = folder
         self._cwd = cwd
         self._tied = tied_to_this
+        self._forks = forks
         self._jobs: list[Job] = []
         self._signal: signal.Signals | None = None
 
@@ -127,9 +135,11 @@ class Processes:
         if self._signal is not None:  # it came meanwhile
             process.send_signal(self._signal)
 
-    def _open(self, command: list[str], log: Path) -> subprocess.Popen:
+    def _open(self, command: list[str], log: Path) -> subprocess.Popen | WarmFork:
         tie = [sys.executable, tied.__file__, str(os.getpid())] if self._tied else []
         environment = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_RUN}
+        if self._forks is not None and tuple(command[: len(COMMAND)]) == COMMAND:
+            return self._forks.open(command, log, environment)
         with log.open("ab") as output:
             return subprocess.Popen(  # in a group of its own, as a terminal sends Ctrl-C to all of this one
                 [*tie, *command],

@@ -12,12 +12,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from cera.runs.lock import DirectoryLock, in_use
 from cera.runs.signals import Stopped, stop_signals
 from cera.studies.axes import StudyError
 from cera.studies.definition import Definition, StudyRun
 from cera.studies.processes import Processes
 from cera.studies.state import ENDED, RECORDS, RunState, read_state
+from cera.studies.warm import WarmForks
 
 POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -37,6 +40,7 @@ class Runner:
         folder: The directory of the study: its run directories, and records and logs in ``study/``.
         parallel: Number of runs at a time.
         watch: See ``Watch``.
+        fork: Whether processes start as forks of one that has loaded the libraries; without effect beside a GPU.
 
     Attributes:
         states: State of each run by name.
@@ -45,7 +49,9 @@ class Runner:
         StudyError: ``parallel`` is less than 1.
     """
 
-    def __init__(self, definition: Definition, folder: Path, parallel: int = 1, watch: Watch | None = None) -> None:
+    def __init__(
+        self, definition: Definition, folder: Path, parallel: int = 1, watch: Watch | None = None, fork: bool = True
+    ) -> None:
         if parallel < 1:
             raise StudyError(f"parallel must be at least 1, got {parallel}.")
         self.definition = definition
@@ -54,7 +60,8 @@ class Runner:
         self.states: dict[str, RunState] = {}
         self._watch = watch
         self._shown = 0.0
-        self._processes = Processes(definition, folder)
+        forks = WarmForks(folder / RECORDS / "forks.log") if fork and not torch.cuda.is_available() else None
+        self._processes = Processes(definition, folder, forks=forks)
         self._signal: signal.Signals | None = None
 
     def run(self) -> list[RunState]:

@@ -51,7 +51,9 @@ class Study:
         definition = read_definition(Path(path))
         return cls(definition, Path(runs) / definition.name)
 
-    def run(self, parallel: int = 1, watch: Watch | None = None, ray: str | None = None) -> list[RunState]:
+    def run(
+        self, parallel: int = 1, watch: Watch | None = None, ray: str | None = None, fork: bool = True
+    ) -> list[RunState]:
         """Run what has not ended, write ``summary.json``, and return the states of all runs; see ``Runner``.
 
         Args:
@@ -59,6 +61,7 @@ class Study:
             watch: Is called with the states of all runs every two seconds; by default, it prints a line when a state
                 changes.
             ray: Address of the Ray cluster on which the runs are started; by default they are here.
+            fork: Whether runs here start as forks of a process that has loaded the libraries; see ``Runner``.
 
         Raises:
             StudyError: The study stops runs early, for which it needs Ray.
@@ -72,7 +75,7 @@ class Study:
         elif self.definition.stop_early is not None:
             raise StudyError("stop_early is for runs on Ray: give --ray ADDRESS, such as local, or remove the field.")
         else:
-            states = Runner(self.definition, self.folder, parallel, watch).run()
+            states = Runner(self.definition, self.folder, parallel, watch, fork).run()
         self.summary().save(self.folder / SUMMARY)
         return states
 

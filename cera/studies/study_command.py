@@ -30,7 +30,7 @@ from cera.studies.state import ENDED, duration, expected_seconds, progress_line,
 from cera.studies.study import Study
 from cera.studies.summary import SUMMARY, Summary
 
-OPTIONS = {"shell": "plan", "memory": "plan", "base": "plan", "out": "report", "ray": "run"}
+OPTIONS = {"shell": "plan", "memory": "plan", "base": "plan", "out": "report", "ray": "run", "no_fork": "run"}
 """Options of one action only."""
 
 
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("study", type=expand_home, help="file of the study, cera://studies/NAME, or a summary.json")
     parser.add_argument("--runs", type=user_path, default=Path("runs"), help="directory of all runs")
     parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
+    parser.add_argument("--no-fork", action="store_true", help="run: start each process anew, which takes seconds more")
     parser.add_argument("--ray", metavar="ADDRESS", help="run: on this Ray cluster; local: on a Ray of its own, here")
     parser.add_argument("--shell", action="store_true", help="plan: print a command a line of what has not ended")
     parser.add_argument("--memory", action="store_true", help="plan: estimate the memory of each method, too")
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     for name, action in OPTIONS.items():
         if getattr(options, name) and options.action != action:
-            raise UsageError(f"--{name} is an option of `cera study {action}`.")
+            raise UsageError(f"--{name.replace('_', '-')} is an option of `cera study {action}`.")
     if options.parallel < 1:
         raise UsageError(f"--parallel must be at least 1, got {options.parallel}.")
     if options.action == "report" and options.study.endswith(".json"):
@@ -86,7 +87,7 @@ def _plan(study: Study, options: argparse.Namespace) -> int:
 
 
 def _run_study(study: Study, options: argparse.Namespace) -> int:
-    states = study.run(options.parallel, LiveTable(options.parallel), options.ray)
+    states = study.run(options.parallel, LiveTable(options.parallel), options.ray, not options.no_fork)
     print(f"\n{status_table(states)}\n\nsummary: {study.folder / SUMMARY}")
     return int(any(state.state not in ("finished", "stopped early") for state in states))
 

@@ -1,14 +1,15 @@
-"""Starts commands of ``cera`` as forks of one process that has imported what they need, which saves most of their start.
+"""Starts commands of ``cera`` as forks of a process that has imported what they need: most of a start is imports.
 
     forks = WarmForks(log=Path("study/warm.log"))
     process = forks.open([sys.executable, "-m", "cera", "train", ...], Path("run.log"))
     process.poll()  # the exit status, as of subprocess.Popen
 
 ``python -m cera.studies.warm`` is the process that forks: it reads a request a line, and writes the process id of each
-fork and, when that has ended, its exit status. Forks outlive it, and it ends with whoever started it. It is for machines
-without a GPU, as CUDA does not survive a fork.
+fork and, when that has ended, its exit status. Forks outlive it, and it ends with whoever started it. It is for
+machines without a GPU, as CUDA does not survive a fork.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +75,13 @@ class WarmForks:
             "environment": environment,
             "cwd": os.getcwd(),
         }
-        self._server.stdin.write(json.dumps(request).encode() + b"\n")
-        self._server.stdin.flush()
-        while True:
-            reply = self._read(block=True)
-            if reply is None:
-                raise OSError(f"the process that starts runs has ended: {self.log} says why.")
+        with contextlib.suppress(BrokenPipeError):  # then there is no reply
+            self._server.stdin.write(json.dumps(request).encode() + b"\n")
+            self._server.stdin.flush()
+        while reply := self._read(block=True):
             if "status" not in reply:
                 return WarmFork(reply["pid"], self)
+        raise OSError(f"the process that starts runs has ended: {self.log} says why.")
 
     def _start(self, environment: dict[str, str]) -> None:
         with self.log.open("ab") as output:
@@ -204,6 +205,7 @@ def run(request: dict[str, Any]) -> int:
     from cera.cli import main as command
 
     sys.argv = [str(Path(cera.__file__).with_name("__main__.py")), *request["arguments"]]
+    sys.modules["__main__"].__spec__ = find_spec("cera.__main__")  # by which Lightning starts further processes
     return command.main(request["arguments"])
 
 

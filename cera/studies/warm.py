@@ -14,16 +14,14 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import cera
 
 COMMAND = (sys.executable, "-m", "cera")
 """How a command begins that a fork can run."""
@@ -191,8 +189,8 @@ def _reply(content: dict[str, int]) -> None:
         sys.exit(0)
 
 
-def run(request: dict[str, Any]) -> int:
-    """Run the command of a request in this process, and return its exit status."""
+def run(request: dict[str, Any]) -> None:
+    """Run the command of a request in this process, and exit with its status."""
     os.setpgid(0, 0)
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -203,11 +201,8 @@ def run(request: dict[str, Any]) -> int:
         os.dup2(source, target)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    from cera.cli import main as command
-
-    sys.argv = [str(Path(cera.__file__).with_name("__main__.py")), *request["arguments"]]
-    sys.modules["__main__"].__spec__ = find_spec("cera.__main__")  # by which Lightning starts further processes
-    return command.main(request["arguments"])
+    sys.argv = ["cera", *request["arguments"]]
+    runpy.run_module("cera", run_name="__main__", alter_sys=True)  # as python -m cera, which ends in SystemExit
 
 
 if __name__ == "__main__":
@@ -218,4 +213,4 @@ if __name__ == "__main__":
     gc.freeze()  # a collection in a fork would copy the pages that it shares with this process
     request = serve()
     if request is not None:
-        sys.exit(run(request))
+        run(request)

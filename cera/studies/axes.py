@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,7 @@ from cera.foreign_files import FileError
 from cera.runs.names import check_name
 from cera.studies.lr_robustness import format_learning_rate
 
-KEYS = {
-    "learning_rate": ("model.learning_rate",),
-    "rank": ("model.adapter.init_args.r",),
-    "seed": ("seed_everything", "data.seed"),  # a method without a random start differs by the order of rows alone
-}
+KEYS = {"learning_rate": "model.learning_rate", "rank": "model.adapter.init_args.r", "seed": "seed_everything"}
 """Short names of axes, and the keys that they stand for."""
 
 PREFIXES = {"model.learning_rate": "lr", "seed_everything": "seed"}
@@ -128,13 +124,13 @@ def _values(where: str, axis: str, written: Any, folder: Path) -> tuple[AxisValu
         for label, value in written.items():
             values.append(_named_value(f"{where}.{label}", str(label), value, folder))
     else:
-        keys = KEYS.get(axis, (axis,))
-        if "." not in axis and axis not in {*KEYS, *(key for known in KEYS.values() for key in known)}:
+        key = KEYS.get(axis, axis)
+        if "." not in key and key not in KEYS.values():
             raise StudyError(
                 f"{where}: a list is of values of a key of the configuration, such as model.warmup, or of "
                 f"{', '.join(KEYS)}; the values of {axis} must be a mapping of names to files or settings."
             )
-        values = [_listed_value(where, keys, value) for value in written]
+        values = [_listed_value(where, key, value) for value in written]
     labels = [value.label for value in values]
     if len(set(labels)) < len(labels):
         repeated = next(label for label in labels if labels.count(label) > 1)
@@ -152,14 +148,14 @@ def _named_value(where: str, label: str, value: Any, folder: Path) -> AxisValue:
     return AxisValue(label, files, check_settings(where, settings))
 
 
-def _listed_value(where: str, keys: Sequence[str], value: Any) -> AxisValue:
+def _listed_value(where: str, key: str, value: Any) -> AxisValue:
     if not isinstance(value, str | int | float):
         raise StudyError(f"{where} must hold numbers or words, got {value!r}; other values need a name in a mapping.")
     number = as_number(value)
     shown = str(value) if number is None else format_number(number)
-    label = PREFIXES.get(keys[0], keys[0].rpartition(".")[2].removesuffix("+")) + shown
+    label = PREFIXES.get(key, key.rpartition(".")[2].removesuffix("+")) + shown
     _check_label(where, label)
-    return AxisValue(label, (), check_settings(where, dict.fromkeys(keys, value)), number)
+    return AxisValue(label, (), check_settings(where, {key: value}), number)
 
 
 def _check_label(where: str, label: str) -> None:

@@ -26,7 +26,7 @@ from cera.runs.names import check_name
 from cera.studies.lr_robustness import format_learning_rate
 
 KEYS = {"learning_rate": "model.learning_rate", "rank": "model.adapter.init_args.r", "seed": "seed_everything"}
-"""Short names of axes, and the keys that they stand for."""
+"""Short names of axes, and the keys that they stand for; the order of rows follows the seed (``data.seed``)."""
 
 PREFIXES = {"model.learning_rate": "lr", "seed_everything": "seed"}
 """What stands before a value in the name of a run; otherwise it is the last part of the key."""

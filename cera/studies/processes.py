@@ -59,6 +59,11 @@ class Job:
     began: float
     restarts: int = 0
 
+    @property
+    def killed(self) -> bool:
+        """Whether a signal has ended the process."""
+        return (self.process.returncode or 0) < 0
+
 
 class Processes:
     """Brings runs to their end, each by one process at a time, and records what came of them.
@@ -122,7 +127,7 @@ class Processes:
         if command is None:
             record(self.folder, run, 0.0, None)
             return
-        killed = before is not None and before.process.returncode < 0
+        killed = before is not None and before.killed
         if before is not None and not killed and command == before.command:
             record(self.folder, run, 0.0, f"it ended without an error, and without a result: {' '.join(command)}")
             return
@@ -153,8 +158,8 @@ class Processes:
 
     def _end(self, job: Job) -> None:
         """Record the end of a process, and start the next one of its run."""
-        status, seconds = job.process.returncode, time.monotonic() - job.began
-        killed = status < 0 and job.restarts < MOST_RESTARTS
+        status, seconds = job.process.returncode or 0, time.monotonic() - job.began
+        killed = job.killed and job.restarts < MOST_RESTARTS
         if self._signal is not None or status == 0 or killed:
             record(self.folder, job.run, seconds, None)
             if self._signal is None:

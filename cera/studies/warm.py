@@ -161,7 +161,8 @@ def _is_alive(pid: int) -> bool:
 
 def serve() -> dict[str, Any] | None:
     """Fork for each request until there are no more; return the request in the fork, and ``None`` at the end."""
-    buffer, running = b"", set()
+    buffer = b""
+    running: set[int] = set()
     while True:
         readable, _, _ = select.select([0], [], [], POLL)
         while running and (ended := os.waitpid(-1, os.WNOHANG))[0]:

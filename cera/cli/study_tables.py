@@ -8,7 +8,8 @@ from typing import NamedTuple, TextIO
 
 from cera.cli.tables import table
 from cera.studies.definition import StudyRun
-from cera.studies.state import RunState, duration, progress_line, run_seconds_left
+from cera.studies.state import RunState, duration, progress_line
+from cera.studies.status import HEADERS, status_rows
 
 IN_LOG = 30.0
 """Seconds between two lines in a log."""
@@ -66,20 +67,7 @@ def status_table(
         longest_reason: Maximum number of characters of a reason.
         shown: The runs to show; all by default.
     """
-    left = run_seconds_left(states)
-    rows = [
-        [
-            state.run.name,
-            f"stopped at step {state.step}" if state.state == "stopped" else state.state,
-            f"{state.step} of {state.max_steps or '?'}" if state.step else "-",
-            "-" if state.perplexity is None else f"{state.perplexity:.4g}",
-            duration(state.seconds) if state.seconds else "-",
-            duration(left[state.run.name]) if state.run.name in left else "-",
-            (state.reason or "")[:longest_reason],
-        ]
-        for state in (states if shown is None else shown)
-    ]
-    return table(rows, ["run", "state", "step", "PPL", "time", "left", "reason"], verbatim=(2, 3, 4, 5))
+    return table(status_rows(states, longest_reason, shown), list(HEADERS), verbatim=(2, 3, 4, 5))
 
 
 class LiveTable:

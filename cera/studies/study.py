@@ -22,6 +22,7 @@ from cera.studies.report import write_report
 from cera.studies.report_figure import figure
 from cera.studies.runner import Runner, Watch
 from cera.studies.state import RunState, progress_line, read_state
+from cera.studies.status import NotebookTable, notebook_shell, show_figures_as_png
 from cera.studies.summary import SUMMARY, Summary, summarize_study
 
 
@@ -58,15 +59,16 @@ class Study:
 
         Args:
             parallel: Number of runs at a time.
-            watch: Is called with the states of all runs every two seconds; by default, it prints a line when a state
-                changes.
+            watch: Is called with the states of all runs every two seconds. By default, a notebook shows a table of
+                them, and a script prints a line when a state changes.
             ray: Address of the Ray cluster on which the runs are started; by default they are here.
             fork: Whether runs here start as forks of a process that has loaded the libraries; see ``Runner``.
 
         Raises:
             StudyError: The study stops runs early, for which it needs Ray.
         """
-        watch = watch or _print_changes(parallel)
+        if watch is None:
+            watch = _print_changes(parallel) if notebook_shell() is None else NotebookTable(parallel)
         if ray is not None:
             require("a study on Ray", "studies")
             from cera.studies.ray_runner import RayRunner  # which needs Ray
@@ -94,7 +96,8 @@ class Study:
         return [folder / SUMMARY, *write_report(summary, folder)]
 
     def plot(self) -> Figure | None:
-        """Return the figure of the report; ``None`` while no run has a value."""
+        """Return the figure of the report, which a notebook shows; ``None`` while no run has a value."""
+        show_figures_as_png()
         return figure(self.summary())
 
 

@@ -29,7 +29,7 @@ def evaluate_adapter(
         RecordError, DataError, ValueError, DirectoryInUse: See ``prepare`` and ``evaluate``.
     """
     evaluation.task.check()
-    model = {"base": saved.base, "dtype": str(dtype).removeprefix("torch.")}
+    model: dict[str, Any] = {"base": saved.base, "dtype": str(dtype).removeprefix("torch.")}
     model |= {"adapter": saved.digest(), "quantization": saved.quantization}
     tokenizer = saved.tokenizer()
     prompted = prepare(evaluation, tokenizer, folder, model, load_config(saved.base))

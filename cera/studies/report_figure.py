@@ -8,6 +8,7 @@ Example:
 import re
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +24,30 @@ from cera.studies.summary import RunSummary, Summary
 MOST_TICKS = 9
 """Maximum number of values of the axis with a tick of their own."""
 
+MOST_IN_PANEL = 4
+"""Maximum number of methods whose legend stands within the panel."""
+
+STYLES = ("-", "--", ":", "-.")
+"""Styles of lines; the next one where the ten colours begin anew."""
+
+LABEL = re.compile(r"[A-Za-z_]*(\d+(?:\.\d+)?)")
+"""A named value of an axis of numbers, such as ``r8``."""
+
+RANK = re.compile(r"-r(\d+)(?=-|$)")
+"""The rank in the label of an adapter, such as ``lora-r8``."""
+
+
+class Place(NamedTuple):
+    """Where a run is drawn.
+
+    Attributes:
+        group: What it has in common with the other runs of its line.
+        number: Its value on the axis; ``None`` if it has none.
+    """
+
+    group: str
+    number: float | None
+
 
 def figure(summary: Summary, x: str | None = None, metric: str | None = None) -> Figure | None:
     """Draw the summary; ``None`` if no run has a value to draw.
@@ -32,15 +57,16 @@ def figure(summary: Summary, x: str | None = None, metric: str | None = None) ->
 
     Args:
         summary: The study.
-        x: An axis, such as ``rank``. Each method is drawn over it at its own best value of the selected axis; one that
-            has no number on it, such as full fine-tuning, is a horizontal line. ``None`` is the selected axis.
+        x: An axis, or ``rank`` where labels such as ``lora-r8`` have it. Each method is drawn over it at its own best
+            value of the selected axis; one that has no number on it, such as full fine-tuning, is a horizontal line.
+            ``None`` is the selected axis.
         metric: The value to draw; by default the deciding metric or, without one or over an axis ``x``, the first that
             is reported.
 
     Raises:
         StudyError: The study has no such axis or value.
     """
-    if x is not None and x not in summary.axes:
+    if x is not None and x not in summary.axes and all(place(run, summary, x).number is None for run in summary.runs):
         raise StudyError(f"x must be an axis of {summary.study} ({', '.join(summary.axes)}), got {x!r}.")
     if summary.selection is not None and x == summary.selection.axis:
         x = None
@@ -81,31 +107,31 @@ def _replicates(summary: Summary) -> str:
 def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
     assert summary.selection is not None
     for index, method in enumerate(summary.methods):
-        color, numbers = f"C{index}", summary.grid(method)
+        color, style = f"C{index}", STYLES[index // 10 % len(STYLES)]
+        numbers = summary.grid(method)
         results = {numbers[label]: seeds for label, seeds in summary.results(method, metric).items()}
         good = sorted(number for number, seeds in results.items() if complete(seeds))
         labels = {number: label for label, number in numbers.items()}
-        _draw_means(panel, good, [method_mean(summary, method, labels[each], metric) for each in good], color, method)
+        means = [method_mean(summary, method, labels[each], metric) for each in good]
+        _draw_means(panel, good, means, color, method, style)
         bad = [number for number in results if number not in good]
-        panel.plot(
-            bad, [0.98 - 0.04 * index] * len(bad), "x", color=color, transform=panel.get_xaxis_transform()
-        )  # fmt: skip
+        panel.plot(bad, _heights(bad, index), "x", color=color, transform=panel.get_xaxis_transform())
         best = choice_of(summary, method).value
-        if best is not None:
-            mean = statistics.fmean(finite(results[numbers[best]]).values())
+        chosen = [] if best is None else list(finite(results[numbers[best]]).values())
+        if best is not None and chosen:  # the value may be one that this method does not have
+            mean = statistics.fmean(chosen)
             panel.plot([numbers[best]], [mean], "o", markersize=11, fillstyle="none", color=color)
     _set_numbers(panel, {number for method in summary.methods for number in summary.grid(method).values()})
     panel.set_xlabel(summary.selection.axis)
-    panel.legend(frameon=False, fontsize="small")
+    _draw_legend(panel)
 
 
 def _draw_over_axis(panel: Axes, summary: Summary, x: str, metric: str) -> None:
     """Draw a line for each group of methods that differ in their value on the axis alone."""
     groups: dict[str, dict[str, float | None]] = {}
     for run in summary.runs:
-        left_out = {x, REPLICATES, *([] if summary.selection is None else [summary.selection.axis])}
-        group = "-".join(label for axis, label in run.labels.items() if axis not in left_out)
-        groups.setdefault(group or summary.study, {})[run.method] = number_on_axis(run, x)
+        group, number = place(run, summary, x)
+        groups.setdefault(group, {})[run.method] = number
     for index, (group, numbers) in enumerate(groups.items()):
         color = f"C{index}"
         means = {m: method_mean(summary, m, choice_of(summary, m).value, metric) for m in numbers}
@@ -115,22 +141,28 @@ def _draw_over_axis(panel: Axes, summary: Summary, x: str, metric: str) -> None:
         if good:
             _draw_means(panel, [placed[m] for m in good], [means[m] for m in good], color, group)
         if bad:
-            heights = [0.98 - 0.04 * index] * len(bad)
             label = group if not good else None
-            panel.plot(bad, heights, "x", color=color, transform=panel.get_xaxis_transform(), label=label)
-        for method in numbers.keys() - placed.keys():
+            panel.plot(bad, _heights(bad, index), "x", color=color, transform=panel.get_xaxis_transform(), label=label)
+        for method in (m for m in numbers if m not in placed):
             _draw_level(panel, means[method], color, method if placed else group)
     _set_numbers(panel, {number for numbers in groups.values() for number in numbers.values() if number is not None})
     panel.set_xlabel(x)
-    panel.legend(frameon=False, fontsize="small")
+    _draw_legend(panel)
 
 
-def number_on_axis(run: RunSummary, axis: str) -> float | None:
-    """Return a run's value on an axis: a number, or that which a label such as ``r8`` ends with; ``None`` without."""
-    if axis in run.numbers:
-        return run.numbers[axis]
-    found = re.fullmatch(r"[A-Za-z_]*?(\d+(?:\.\d+)?)", run.labels[axis])
-    return None if found is None else float(found[1])
+def place(run: RunSummary, summary: Summary, x: str) -> Place:
+    """Return where a run stands on an axis, or, if there is no axis ``rank``, by the rank that its labels name."""
+    left_out = {REPLICATES, *([] if summary.selection is None else [summary.selection.axis])}
+    parts, number = [], run.numbers.get(x)
+    for axis, label in run.labels.items():
+        if axis == x:
+            found = LABEL.fullmatch(label)
+            number = float(found[1]) if number is None and found is not None else number
+        elif axis not in left_out:
+            rank = RANK.search(label) if x == "rank" and x not in run.labels else None
+            number = number if rank is None else float(rank[1])
+            parts.append(label if rank is None else RANK.sub("", label))
+    return Place("-".join(parts) or summary.study, number)
 
 
 def _draw_level(panel: Axes, mean: Estimate | None, color: str, label: str) -> None:
@@ -138,6 +170,19 @@ def _draw_level(panel: Axes, mean: Estimate | None, color: str, label: str) -> N
         panel.axhline(mean.mean, color=color, linestyle="--", label=label)
         if mean.low is not None and mean.high is not None:
             panel.axhspan(mean.low, mean.high, color=color, alpha=0.12, linewidth=0)
+
+
+def _heights(places: Sequence[float], index: int) -> list[float]:
+    """Return where crosses stand, as shares of the panel: at its top, so that those of few methods do not overlap."""
+    return [0.98 - 0.04 * (index % 4)] * len(places)
+
+
+def _draw_legend(panel: Axes) -> None:
+    """Draw the legend within the panel, or beside it if it is long."""
+    if len(panel.get_legend_handles_labels()[0]) <= MOST_IN_PANEL:
+        panel.legend(frameon=False, fontsize="small")
+    else:
+        panel.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _set_numbers(panel: Axes, numbers: set[float]) -> None:
@@ -158,7 +203,9 @@ def _draw_methods(panel: Axes, summary: Summary, metric: str) -> None:
     panel.set_xticks(range(len(summary.methods)), summary.methods, rotation=30, ha="right")
 
 
-def _draw_means(panel: Axes, places: list[float], estimates: Sequence[Estimate | None], color: str, label: str) -> None:
+def _draw_means(
+    panel: Axes, places: list[float], estimates: Sequence[Estimate | None], color: str, label: str, style: str = "-"
+) -> None:
     drawn = [each for each in estimates if each is not None]
     means = [each.mean for each in drawn]
     ends = [
@@ -167,4 +214,4 @@ def _draw_means(panel: Axes, places: list[float], estimates: Sequence[Estimate |
     # below and above: the ends of a bootstrap are not as far from the mean, and may by chance be beyond it
     lengths = [[max(mean - low, 0.0), max(high - mean, 0.0)] for mean, (low, high) in zip(means, ends, strict=True)]
     bars = list(zip(*lengths, strict=True)) or None
-    panel.errorbar(places, means, yerr=bars, fmt="-o", markersize=4, capsize=3, color=color, label=label)
+    panel.errorbar(places, means, yerr=bars, fmt=f"{style}o", markersize=4, capsize=3, color=color, label=label)

@@ -19,6 +19,9 @@ from cera.studies.report_tables import Table, markdown, notes, tables
 from cera.studies.status import show_figures_as_png
 from cera.studies.summary import SUMMARY, Summary
 
+TABLES = ("methods", "differences", "grid", "not_finished")
+"""Names of the tables of a report."""
+
 
 @dataclass(frozen=True)
 class Markdown:
@@ -85,17 +88,17 @@ class Results:
         return Markdown(f"*{self.study} has not been run.*")
 
     def table(self, name: str) -> Markdown:
-        """Return a table of the report: ``methods``, ``differences``, ``grid`` or ``not_finished``.
+        """Return a table of the report, one of ``TABLES``.
 
         Raises:
-            StudyError: The report has no such table.
+            StudyError: Reports have no such table.
         """
         if self.summary is None:
             return self._nothing
+        if name not in TABLES:
+            raise StudyError(f"table must be one of {', '.join(TABLES)}, got {name!r}.")
         made = {table.name: table for table in tables(self.summary)}
-        if name not in made:
-            raise StudyError(f"table must be one of {', '.join(made)}, got {name!r}.")
-        return Markdown.of(made[name])
+        return Markdown.of(made[name]) if name in made else Markdown(f"*{self.study} has nothing for this table.*")
 
     def figure(self, x: str | None = None, metric: str | None = None) -> Figure | Markdown:
         """Return a figure; see ``cera.studies.report_figure.figure``."""

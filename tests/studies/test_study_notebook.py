@@ -11,7 +11,7 @@ from study_files import stand_in, study
 from cera.foreign_files import FileError
 from cera.studies import processes
 from cera.studies.axes import StudyError
-from cera.studies.report_figure import figure, number_on_axis
+from cera.studies.report_figure import figure, place
 from cera.studies.results import Results
 from cera.studies.selection import t_interval
 from cera.studies.status import NotebookTable, notebook_shell, status_rows
@@ -106,8 +106,28 @@ def test_over_the_selected_axis_the_figure_is_the_reports(ranks) -> None:
 
 
 def test_numbers_on_an_axis_are_its_values_or_end_its_labels(ranks) -> None:
-    numbers = {run.labels["rank"]: number_on_axis(run, "rank") for run in ranks.summary().runs}
-    assert numbers == {"r2": 2, "r8": 8, "all": None}
+    summary = ranks.summary()
+    places = {run.labels["rank"]: place(run, summary, "rank") for run in summary.runs}
+    assert places == {"r2": ("lora", 2), "r8": ("lora", 8), "all": ("full", None)}
+    assert {place(run, summary, "seed").number for run in summary.runs} == {0, 1}
+
+
+def test_the_rank_is_in_the_labels_of_adapters_where_it_is_no_axis(ranks) -> None:
+    labels = {"adapter": "lora-r16-aligned", "learning_rate": "lr1e-2", "seed": "seed0"}
+    run = replace(ranks.summary().runs[0], labels=labels, numbers={})
+    assert place(run, ranks.summary(), "rank") == ("lora-aligned", 16)
+    assert place(replace(run, labels={**labels, "adapter": "full-rate"}), ranks.summary(), "rank") == (
+        "full-rate",
+        None,
+    )
+
+
+def test_a_metric_that_a_method_does_not_have_is_drawn_of_the_others(ranks) -> None:
+    summary = ranks.summary()
+    runs = [replace(r, values={**r.values, "kept": 0.9} if r.method == "full-all" else r.values) for r in summary.runs]
+    (panel,) = figure(replace(summary, runs=tuple(runs)), metric="kept").axes
+    rings = [line for line in panel.lines if line.get_markersize() == 11]
+    assert [ring.get_ydata().tolist() for ring in rings] == [[0.9]]
 
 
 def test_an_unknown_axis_or_metric_is_an_error_that_names_those_that_there_are(ranks) -> None:
@@ -126,8 +146,9 @@ def test_committed_results_come_before_those_of_this_machine(ranks, tmp_path) ->
     committed = Results.find("small", committed=tmp_path / "results", runs=tmp_path / "runs")
     assert committed.path == tmp_path / "results" / "small" / "summary.json"
     assert "| lora-r2 |" in committed.table("methods").text
-    with pytest.raises(StudyError, match="methods, grid, got 'seeds'"):
+    with pytest.raises(StudyError, match="methods, differences, grid, not_finished, got 'seeds'"):
         committed.table("seeds")
+    assert committed.table("differences").text == "*small has nothing for this table.*"  # it names no reference
     (tmp_path / "results" / "small" / "summary.json").write_text("{}")
     with pytest.raises(FileError):
         Results.find("small", committed=tmp_path / "results")

@@ -1,4 +1,4 @@
-"""What the runs of a study will take: each configuration is parsed, and the adapter is counted without weights."""
+"""What the runs of a study will take: configurations are parsed, and adapters are counted without weights."""
 
 import logging
 import os
@@ -33,18 +33,22 @@ def plan_runs(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed is only imported for its options
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # a trainer reports unused GPUs
     sizes: dict[str, tuple[int | None, int | None]] = {}
+    parsed: set[str] = set()
     missing: dict[str, str] = {}
     planned = []
     for run in runs:
         first, *others = run.arguments()
-        try:
-            config = parse_run(first.removeprefix("--config="), [*others, *([f"--model.base={base}"] if base else [])])
-            settings = {key: value for key, value in run.settings.items() if key not in SAME_SIZE}
-            key = repr((run.configs, settings))
-            if key not in sizes:
-                sizes[key] = _size(config, run.name, memory, missing)
-        except ValueError as error:
-            raise ValueError(f"{run.name}: {error}") from error
+        key = repr((run.configs, {key: value for key, value in run.settings.items() if key not in SAME_SIZE}))
+        if key not in sizes or not parsed.issuperset(others):  # parsing takes long: each value of a setting once
+            try:
+                config = parse_run(
+                    first.removeprefix("--config="), [*others, *([f"--model.base={base}"] if base else [])]
+                )
+                if key not in sizes:
+                    sizes[key] = _size(config, run.name, memory, missing)
+            except ValueError as error:
+                raise ValueError(f"{run.name}: {error}") from error
+            parsed.update(others)
         planned.append(PlannedRun(run, *sizes[key]))
     return planned, next(iter(missing.values()), None)
 

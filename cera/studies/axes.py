@@ -5,7 +5,7 @@ An axis is written in a study's file in one of three ways:
     seed: [0, 1]                          # values of a key of the configuration, dotted or one of KEYS
     adapter:                              # named values: a file, or settings (`config` names a file among them)
       cera: ../adapters/cera.yaml
-      lora-small: {config: ../adapters/lora.yaml, model.adapter.init_args.r: 8}
+      lora-small: {config: ../adapters/lora.yaml, model.adapter.init_args.r: 8, number: 8}  # its place on a figure
     learning_rate:                        # other values for each value of an earlier axis
       by: adapter
       values: {cera: [3e-4, 1e-3], lora-small: [1e-4, 3e-4]}
@@ -49,7 +49,7 @@ class AxisValue:
         label: The value in names of runs and in tables.
         configs: Configuration files that runs with this value include.
         settings: Values by dotted key of the configuration.
-        number: The value, if it is a number.
+        number: The value, if it is a number or its file gives one.
     """
 
     label: str
@@ -143,9 +143,12 @@ def _named_value(where: str, label: str, value: Any, folder: Path) -> AxisValue:
     if isinstance(value, str):
         return AxisValue(label, (config_file(where, value, folder),))
     settings = dict(mapping(where, value))
-    config = settings.pop("config", None)
+    config, written = settings.pop("config", None), settings.pop("number", None)
     files = () if config is None else (config_file(f"{where}.config", config, folder),)
-    return AxisValue(label, files, check_settings(where, settings))
+    number = as_number(written)
+    if written is not None and number is None:
+        raise StudyError(f"{where}.number must be a number, by which the value is drawn, got {written!r}.")
+    return AxisValue(label, files, check_settings(where, settings), number)
 
 
 def _listed_value(where: str, key: str, value: Any) -> AxisValue:

@@ -132,13 +132,34 @@ def read_definition(path: Path) -> Definition:
         StudyError: The file is missing or wrong; the message names the field, its value and what would be right.
     """
     try:
-        content = load_yaml(require_file(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise StudyError(f"{path}: {one_line(error)}.") from error
-    try:
-        return parse_definition(content, path.parent)
+        return parse_definition(_content(path), path.parent)
     except StudyError as error:
         raise StudyError(f"{path}: {error}") from error
+
+
+def _content(path: Path, extending: tuple[Path, ...] = ()) -> Any:
+    """Return what a study's file holds, over what the file holds that it ``extends``.
+
+    Of ``axes`` and ``settings`` single entries are replaced, and null ones dropped; of all else whole fields are.
+    """
+    try:
+        content = load_yaml(require_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise StudyError(f"{one_line(error)}.") from error
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    name, extending = content.pop("extends"), (*extending, path)
+    if not isinstance(name, str) or Path(name).name != name:  # the names in both files are relative to one folder
+        raise StudyError(f"extends must name a study's file in the same folder, got {name!r}.")
+    extended = path.with_name(name)
+    if extended in extending:
+        raise StudyError(f"extends: {name} extends itself, through {', '.join(file.name for file in extending)}.")
+    below = mapping(f"extends: {name}", _content(extended, extending))
+    merged = {**below, **content}
+    for entries in {"axes", "settings"} & content.keys() & below.keys():
+        both = {**mapping(entries, below[entries]), **mapping(entries, content[entries])}
+        merged[entries] = {key: value for key, value in both.items() if value is not None}
+    return merged
 
 
 def parse_definition(content: Any, folder: Path) -> Definition:

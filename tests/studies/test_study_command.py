@@ -122,10 +122,17 @@ def test_each_command_of_plan_shell_is_one_line_that_a_shell_reads_back(tmp_path
     assert f"--data.dataset.init_args.path={text}" in shlex.split(lines[0])
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+QUICK = {"fig1", "smol_lr", "smol_table3", "table1", "table3", "tunnel_ceiling", "tunnel_table3"}
+"""Studies that are planned in the usual tests; the others take minutes together."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow]) for path in SHIPPED],
+)
 def test_every_shipped_study_plans(path, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(REPOSITORY)
-    base = [] if path.stem.startswith("smol") else [f"--base={LLAMA}"]
+    base = [] if path.stem.startswith("smol") else [f"--base={LLAMA}"]  # a scale model's need not be on this machine
     assert main(["study", "plan", str(path), f"--runs={tmp_path}", *base]) == 0
     printed = capsys.readouterr().out
     assert "unknown, as no run has ended yet" in printed

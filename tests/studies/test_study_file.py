@@ -7,6 +7,7 @@ import yaml
 from conftest import REPOSITORY
 from study_files import content, study, write_files
 
+from cera.studies.axes import StudyError
 from cera.studies.definition import parse_definition, read_definition
 from cera.studies.measures import BUILT_IN, Measure
 from cera.studies.study import Study
@@ -178,6 +179,53 @@ def test_a_required_field(tmp_path, field) -> None:
     without = {key: value for key, value in content().items() if key != field}
     with pytest.raises(ValueError, match=f"needs the field {field}"):
         parse_definition(without, tmp_path)
+
+
+def test_a_study_extends_another(tmp_path) -> None:
+    study(
+        tmp_path,
+        settings={"trainer.max_steps": 20, "model.warmup": 0.1},
+        measure=["perplexity"],
+        report={"metrics": []},
+    )
+    (tmp_path / "twin.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "extends": "small.yaml",
+                "name": "twin",
+                "settings": {"trainer.max_steps": 5, "model.warmup": None},
+                "axes": {"learning_rate": None, "rank": {"r8": {"number": 8, "model.adapter.init_args.r": 8}}},
+            }
+        )
+    )
+    twin = read_definition(tmp_path / "twin.yaml")
+    assert [run.name for run in twin.runs] == ["lora-r8", "cera-r8"]
+    assert all(run.numbers == {"rank": 8} for run in twin.runs)
+    settings = {"trainer.max_steps": 5, "model.adapter.init_args.r": 8}
+    assert all(settings.items() <= run.settings.items() for run in twin.runs)
+    assert "model.warmup" not in twin.runs[0].settings
+    assert [path.rpartition("/")[2] for path in twin.runs[0].configs] == ["base.yaml", "lora.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ("a.yaml", r"extends: a.yaml extends itself, through small.yaml, a.yaml"),
+        ("none.yaml", r"none.yaml"),
+        ("../small.yaml", r"extends must name a study's file in the same folder, got '../small.yaml'"),
+        (3, r"extends must name a study's file in the same folder, got 3"),
+    ],
+)
+def test_a_study_that_extends_nothing_sensible_says_so(tmp_path, extends, message) -> None:
+    (tmp_path / "a.yaml").write_text("extends: a.yaml\n")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"extends": extends, "name": "small"}))
+    with pytest.raises(StudyError, match=message):
+        read_definition(tmp_path / "small.yaml")
+
+
+def test_the_number_of_a_named_value_must_be_one(tmp_path) -> None:
+    with pytest.raises(StudyError, match=r"axes.rank.r8.number must be a number, .* got 'eight'"):
+        study(tmp_path, axes={"rank": {"r8": {"number": "eight"}}})
 
 
 class Constant(Measure):

@@ -31,8 +31,9 @@ from cera.studies.axes import (
 from cera.studies.base_measurement import BASE_VALIDATION, BaseIdentity
 from cera.studies.early_stopping import Resources, StopEarly, parse_resources, parse_stop_early
 from cera.studies.measures import Measure, build_measures
+from cera.studies.preparation import parse_prepare
 
-FIELDS = {"name", "base", "settings", "axes", "measure", "select", "report", "resources", "stop_early"}
+FIELDS = {"name", "base", "settings", "axes", "measure", "select", "report", "resources", "stop_early", "prepare"}
 """The fields of a study's file."""
 
 REPLICATES = "seed"
@@ -113,6 +114,7 @@ class Definition:
         report: What the report shows.
         resources: What Ray reserves for a run.
         stop_early: When Ray stops a run before its end; ``None`` if it does not.
+        prepare: Commands of ``cera`` that are run before the runs.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Definition:
     report: ReportOptions
     resources: Resources
     stop_early: StopEarly | None
+    prepare: tuple[str, ...]
 
 
 def read_definition(path: Path) -> Definition:
@@ -200,6 +203,7 @@ def parse_definition(content: Any, folder: Path) -> Definition:
         _report(fields.get("report"), runs),
         parse_resources(fields.get("resources")),
         parse_stop_early(fields.get("stop_early")),
+        parse_prepare(fields.get("prepare")),
     )
 
 

@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from cera.extras import require
 from cera.studies.axes import StudyError
 from cera.studies.definition import Definition, read_definition
+from cera.studies.preparation import prepare
 from cera.studies.report import write_report
 from cera.studies.report_figure import figure
 from cera.studies.runner import Runner, Watch
-from cera.studies.state import RunState, progress_line, read_state
+from cera.studies.state import ENDED, RunState, progress_line, read_state
 from cera.studies.status import NotebookTable, notebook_shell, show_figures_as_png
 from cera.studies.summary import SUMMARY, Summary, summarize_study
 
@@ -65,10 +66,12 @@ class Study:
             fork: Whether runs here start as forks of a process that has loaded the libraries; see ``Runner``.
 
         Raises:
-            StudyError: The study stops runs early, for which it needs Ray.
+            StudyError: The study stops runs early, for which it needs Ray; or what it prepares fails.
         """
         if watch is None:
             watch = _print_changes(parallel) if notebook_shell() is None else NotebookTable(parallel)
+        if any(state.state not in ENDED for state in self.states()):
+            prepare(self.definition.prepare)
         if ray is not None:
             require("a study on Ray", "studies")
             from cera.studies.ray_runner import RayRunner  # which needs Ray

@@ -223,6 +223,13 @@ def test_a_study_that_extends_nothing_sensible_says_so(tmp_path, extends, messag
         read_definition(tmp_path / "small.yaml")
 
 
+def test_what_a_study_prepares_is_a_list_of_commands(tmp_path) -> None:
+    assert study(tmp_path, prepare=["pretrain --config x"]).definition.prepare == ("pretrain --config x",)
+    for wrong in ("pretrain", [3], [""]):
+        with pytest.raises(StudyError, match=r"prepare must be a list of commands of cera"):
+            study(tmp_path, prepare=wrong)
+
+
 def test_the_number_of_a_named_value_must_be_one(tmp_path) -> None:
     with pytest.raises(StudyError, match=r"axes.rank.r8.number must be a number, .* got 'eight'"):
         study(tmp_path, axes={"rank": {"r8": {"number": "eight"}}})

@@ -17,6 +17,7 @@ from cera.cli.study_tables import LiveTable, PlannedRun, plan_table, status_tabl
 from cera.runs.lock import DirectoryInUse, DirectoryLock
 from cera.runs.signals import Stopped
 from cera.studies import processes
+from cera.studies.axes import StudyError
 from cera.studies.early_stopping import STOPPED_EARLY, StoppedEarly
 from cera.studies.measures import CERA, Measure
 from cera.studies.state import duration, expected_seconds, progress_line, run_seconds_left, seconds_left
@@ -61,6 +62,18 @@ def test_all_runs_end_and_are_not_run_again(tmp_path) -> None:
     first = loaded.states()[0]
     assert (first.step, first.max_steps, first.perplexity) == (6, 6, 2.0)
     assert first.seconds > 0
+
+
+def test_what_a_study_prepares_comes_before_its_runs(tmp_path, capfd) -> None:
+    loaded = study(tmp_path, prepare=["--version"])
+    loaded.run()
+    assert re.match(r"cera --version\ncera \d", capfd.readouterr().err)
+    loaded.run()
+    assert "--version" not in capfd.readouterr().err  # all runs have ended
+    broken = study(tmp_path / "broken", prepare=["--version", "nothing --here"])
+    with pytest.raises(StudyError, match=r"prepare: `cera nothing --here` ended with status 2; nothing was run"):
+        broken.run()
+    assert set(states(broken).values()) == {"not begun"}
 
 
 def test_a_failing_and_a_diverging_run_are_recorded_and_the_others_go_on(tmp_path, capsys) -> None:

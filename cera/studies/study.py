@@ -8,9 +8,10 @@
 Everything is read from the run directories, so that each call may be made in another process, or after a kill.
 """
 
+import fnmatch
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -52,6 +53,19 @@ class Study:
         """
         definition = read_definition(Path(path))
         return cls(definition, Path(runs) / definition.name)
+
+    def only(self, pattern: str) -> "Study":
+        """Return the part of the study whose runs have names like ``pattern``, such as ``lora-*-seed0``.
+
+        Raises:
+            StudyError: No run has such a name.
+        """
+        runs = tuple(run for run in self.definition.runs if fnmatch.fnmatchcase(run.name, pattern))
+        if not runs:
+            raise StudyError(
+                f"no run of {self.definition.name} has a name like {pattern!r}, such as {self.definition.runs[0].name}."
+            )
+        return replace(self, definition=replace(self.definition, runs=runs))
 
     def run(
         self, parallel: int = 1, watch: Watch | None = None, ray: str | None = None, fork: bool = True

@@ -4,6 +4,7 @@
     cera study plan configs/studies/smol_lr.yaml --shell      # what has not ended, one command a line
     cera study run configs/studies/smol_lr.yaml --parallel 2  # what has not ended; resumes what was stopped
     cera study run configs/studies/smol_lr.yaml --parallel 8 --ray auto  # the same on a cluster
+    cera study run configs/studies/smol_lr.yaml --only 'lora-*'           # a part of it
     cera study status configs/studies/smol_lr.yaml            # how far each run is
     cera study report configs/studies/smol_lr.yaml            # tables and figures, from the run directories
     cera study report summary.json --out report               # the same from a summary alone
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("study", type=expand_home, help="file of the study, cera://studies/NAME, or a summary.json")
     parser.add_argument("--runs", type=user_path, default=Path("runs"), help="directory of all runs")
     parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
+    parser.add_argument("--only", metavar="PATTERN", help="only runs with such names, as in 'lora-*-seed0'")
     parser.add_argument("--no-fork", action="store_true", help="run: start each process anew, which takes seconds more")
     parser.add_argument("--ray", metavar="ADDRESS", help="run: on this Ray cluster; local: on a Ray of its own, here")
     parser.add_argument("--shell", action="store_true", help="plan: print a command a line of what has not ended")
@@ -60,6 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.action == "report" and options.study.endswith(".json"):
         return _print_files(write_report(Summary.read(Path(options.study)), options.out or Path(options.study).parent))
     study = Study.load(configuration_file(options.study), options.runs)
+    study = study.only(options.only) if options.only else study
     actions = {"plan": _plan, "run": _run_study, "status": _status, "report": _report}
     return actions[options.action](study, options)
 

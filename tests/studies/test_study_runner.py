@@ -64,6 +64,19 @@ def test_all_runs_end_and_are_not_run_again(tmp_path) -> None:
     assert first.seconds > 0
 
 
+def test_a_part_of_a_study_is_run_and_reported(tmp_path) -> None:
+    loaded = study(tmp_path)
+    part = loaded.only("cera-*")
+    part.run()
+    assert states(loaded) == {
+        run.name: "finished" if "cera" in run.name else "not begun" for run in loaded.definition.runs
+    }
+    assert [run.name for run in part.summary().runs] == ["cera-lr0.01", "cera-lr0.03"]
+    assert len(loaded.summary().runs) == 4
+    with pytest.raises(StudyError, match=r"no run of small has a name like 'dora-\*', such as lora-lr0.01"):
+        loaded.only("dora-*")
+
+
 def test_what_a_study_prepares_comes_before_its_runs(tmp_path, capfd) -> None:
     loaded = study(tmp_path, prepare=["--version"])
     loaded.run()

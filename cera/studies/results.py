@@ -30,7 +30,7 @@ class Markdown:
     text: str
 
     @classmethod
-    def of(cls, table: Table) -> "Markdown":
+    def from_table(cls, table: Table) -> "Markdown":
         """Return a table as Markdown."""
         return cls(markdown(table))
 
@@ -98,7 +98,7 @@ class Results:
         if name not in TABLES:
             raise StudyError(f"table must be one of {', '.join(TABLES)}, got {name!r}.")
         made = {table.name: table for table in tables(self.summary)}
-        return Markdown.of(made[name]) if name in made else Markdown(f"*{self.study} has nothing for this table.*")
+        return Markdown.from_table(made[name]) if name in made else Markdown(f"*{self.study} has nothing for this table.*")
 
     def figure(self, x: str | None = None, metric: str | None = None) -> Figure | Markdown:
         """Return a figure; see ``cera.studies.report_figure.figure``."""

@@ -98,7 +98,9 @@ class Results:
         if name not in TABLES:
             raise StudyError(f"table must be one of {', '.join(TABLES)}, got {name!r}.")
         made = {table.name: table for table in tables(self.summary)}
-        return Markdown.from_table(made[name]) if name in made else Markdown(f"*{self.study} has nothing for this table.*")
+        if name not in made:
+            return Markdown(f"*{self.study} has nothing for this table.*")
+        return Markdown.from_table(made[name])
 
     def figure(self, x: str | None = None, metric: str | None = None) -> Figure | Markdown:
         """Return a figure; see ``cera.studies.report_figure.figure``."""

@@ -6,6 +6,7 @@ has Student's interval. The p-value of a difference of accuracies is the larger 
 that of a randomization test over the problems.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cera.evaluation.statistics import randomization_test
-from cera.studies.selection import Results, difference, finite, t_interval
+from cera.studies.selection import Results, combination, finite, t_interval
 from cera.studies.summary import Summary
 from cera.studies.two_way_bootstrap import two_way_bootstrap
 
@@ -77,19 +78,41 @@ def method_difference(
     Returns:
         ``None`` if they share no seed with a value.
     """
-    paired = difference(_results(summary, *first, metric), _results(summary, *second, metric))
+    return weighted_sum(summary, [(*first, -1.0), (*second, 1.0)], metric)
+
+
+def weighted_sum(
+    summary: Summary, terms: Sequence[tuple[str, str | None, float]], metric: str, log: bool = False
+) -> Estimate | None:
+    """Return a weighted sum of methods' values, paired by seed and, if there are any, by problem.
+
+    Args:
+        summary: The study.
+        terms: Of each method its name, the value of the selected axis (see ``method_mean``) and its weight.
+        metric: What is summed.
+        log: Whether the logarithm of each run's value is summed instead; values must be positive.
+
+    Returns:
+        ``None`` if the methods share no seed with a value.
+    """
+    values = [_results(summary, method, label, metric) for method, label, _ in terms]
+    if log:
+        values = [{seed: math.log(value) for seed, value in finite(results).items()} for results in values]
+    weights = [weight for *_, weight in terms]
+    paired = combination(list(zip(values, weights, strict=True)))
     if paired is None:
         return None
-    scores = _by_problem(summary, [first, second], metric)
+    scores = [] if log else _by_problem(summary, [(method, label) for method, label, _ in terms], metric)
     if scores:
-        a, b = scores
-        shared = sorted(a.keys() & b.keys())
+        shared = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
         if len(shared) == paired.seeds:
-            differences = np.stack([b[seed] - a[seed] for seed in shared])
-            found = two_way_bootstrap(differences)
+            sums = np.stack(
+                [sum(w * by_seed[seed] for w, by_seed in zip(weights, scores, strict=True)) for seed in shared]
+            )
+            found = two_way_bootstrap(sums)
             # where few problems differ, a bootstrap alone calls chance significant
-            p_value = max(found.p_value or 0.0, randomization_test(differences.mean(axis=0)))
-            return Estimate(paired.mean, found.low, found.high, p_value, *differences.shape)
+            p_value = max(found.p_value or 0.0, randomization_test(sums.mean(axis=0)))
+            return Estimate(paired.mean, found.low, found.high, p_value, *sums.shape)
     return Estimate(paired.mean, paired.low, paired.high, paired.p_value, paired.seeds)
 
 

@@ -211,10 +211,15 @@ def _p(value: float) -> str:
 
 def markdown(table: Table) -> str:
     """Return a table of Markdown with its title above it."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.headers, *table.rows)]
     rule = ["---", *("---:" for _ in table.headers[1:])]
-    lines = [f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:])]
-    return "\n".join([table.title, "", *lines]) + "\n"
+    return f"{table.title}\n\n{markdown_table(table.headers, table.rows, rule)}"
+
+
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]], rule: Sequence[str] | None = None) -> str:
+    """Return rows as a table of Markdown; all columns stand to the left, unless ``rule`` says otherwise."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (headers, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in (cells[0], rule or ["---"] * len(headers), *cells[1:])]
+    return "\n".join(lines) + "\n"
 
 
 def latex(table: Table) -> str:

@@ -36,7 +36,7 @@ class Choice:
 
 
 class SeedDifference(NamedTuple):
-    """The difference between two methods over the seeds that both have, second minus first.
+    """The difference between two methods over the seeds that both have, second minus first, or another weighted sum.
 
     Attributes:
         mean: Mean over the seeds.
@@ -105,19 +105,32 @@ def difference(first: Results, second: Results) -> SeedDifference | None:
         first: Result of each seed of the first method.
         second: The same of the second.
     """
-    a, b = finite(first), finite(second)
-    differences = [b[seed] - a[seed] for seed in sorted(a.keys() & b.keys())]
-    if not differences:
+    return combination([(first, -1.0), (second, 1.0)])
+
+
+def combination(terms: Sequence[tuple[Results, float]]) -> SeedDifference | None:
+    """Return a weighted sum of methods' results over the seeds that all have; ``None`` if there is no such seed.
+
+    Args:
+        terms: Result of each seed, and its weight, by method; a difference has the weights -1 and 1.
+    """
+    known = [(finite(results), weight) for results, weight in terms]
+    shared = set.intersection(*(set(results) for results, _ in known))
+    sums = [sum(weight * results[seed] for results, weight in known) for seed in sorted(shared)]
+    return student(sums)
+
+
+def student(values: Sequence[float]) -> SeedDifference | None:
+    """Return the mean of independent values with Student's interval and test of zero; ``None`` without a value."""
+    if not values:
         return None
-    mean, interval = statistics.fmean(differences), t_interval(differences)
+    mean, interval = statistics.fmean(values), t_interval(values)
     if interval is None:
         return SeedDifference(mean, None, None, None, 1)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    if error == 0:
-        p_value = 1.0 if mean == 0 else 0.0
-    else:
-        p_value = float(2 * stats.t.sf(abs(mean) / error, len(differences) - 1))
-    return SeedDifference(mean, *interval, p_value, len(differences))
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    statistic = abs(mean) / error if error else math.inf if mean else 0.0
+    p_value = float(2 * stats.t.sf(statistic, len(values) - 1))
+    return SeedDifference(mean, *interval, p_value, len(values))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@
     cera study status configs/studies/smol_lr.yaml            # how far each run is
     cera study report configs/studies/smol_lr.yaml            # tables and figures, from the run directories
     cera study report summary.json --out report               # the same from a summary alone
+    cera study claims configs/claims/paper.yaml --out docs/claims.md      # a verdict for each claim, from results/
 
 The study's file may be named cera://studies/NAME, too. Ctrl-C stops the runs, which save their state, and the same
 command goes on.
@@ -25,21 +26,33 @@ from cera.cli.run_command import run_command
 from cera.cli.shipped import configuration_file
 from cera.cli.study_tables import LiveTable, plan_table, status_table
 from cera.progress import progress
+from cera.runs.files import replacing
+from cera.studies.claims import read_claims
+from cera.studies.claims_page import claims_page
 from cera.studies.processes import command_to_train
 from cera.studies.report import write_report
 from cera.studies.state import ENDED, duration, expected_seconds, progress_line, seconds_left
 from cera.studies.study import Study
 from cera.studies.summary import SUMMARY, Summary
 
-OPTIONS = {"shell": "plan", "memory": "plan", "base": "plan", "out": "report", "ray": "run", "no_fork": "run"}
-"""Options of one action only."""
+OPTIONS = {
+    "shell": ("plan",),
+    "memory": ("plan",),
+    "base": ("plan",),
+    "ray": ("run",),
+    "no_fork": ("run",),
+    "out": ("report", "claims"),
+    "results": ("claims",),
+    "benchmarks": ("claims",),
+}
+"""The actions that have an option, of those that only some have."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status: 2 after a user's mistake, 1 if a run failed or diverged."""
     parser = CommandParser("study", __doc__)
-    parser.add_argument("action", choices=("plan", "run", "status", "report"), help="what to do")
-    parser.add_argument("study", type=expand_home, help="file of the study, cera://studies/NAME, or a summary.json")
+    parser.add_argument("action", choices=("plan", "run", "status", "report", "claims"), help="what to do")
+    parser.add_argument("study", type=expand_home, help="its file, or that of claims, cera://NAME, or a summary.json")
     parser.add_argument("--runs", type=user_path, default=Path("runs"), help="directory of all runs")
     parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
     parser.add_argument("--only", metavar="PATTERN", help="only runs with such names, as in 'lora-*-seed0'")
@@ -48,23 +61,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--shell", action="store_true", help="plan: print a command a line of what has not ended")
     parser.add_argument("--memory", action="store_true", help="plan: estimate the memory of each method, too")
     parser.add_argument("--base", type=expand_home, help="plan: count on this model, a directory with its config.json")
-    parser.add_argument("--out", type=user_path, help="report: its directory (default: that of the study's runs)")
+    parser.add_argument(
+        "--out", type=user_path, help="report: its directory (default: that of the study's runs); claims: the page"
+    )
+    parser.add_argument("--results", type=user_path, help="claims: directory of summaries (default: results)")
+    parser.add_argument("--benchmarks", type=user_path, help="claims: their directory (default: benchmarks/results)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options), on_interrupt="stopped; the same command goes on.")
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name, action in OPTIONS.items():
-        if getattr(options, name) and options.action != action:
-            raise UsageError(f"--{name.replace('_', '-')} is an option of `cera study {action}`.")
+    for name, actions in OPTIONS.items():
+        if getattr(options, name) and options.action not in actions:
+            of = " and ".join(f"`cera study {action}`" for action in actions)
+            raise UsageError(f"--{name.replace('_', '-')} is an option of {of}.")
     if options.parallel < 1:
         raise UsageError(f"--parallel must be at least 1, got {options.parallel}.")
     if options.action == "report" and options.study.endswith(".json"):
         return _print_files(write_report(Summary.read(Path(options.study)), options.out or Path(options.study).parent))
+    if options.action == "claims":
+        return _claims(options)
     study = Study.load(configuration_file(options.study), options.runs)
     study = study.only(options.only) if options.only else study
-    actions = {"plan": _plan, "run": _run_study, "status": _status, "report": _report}
-    return actions[options.action](study, options)
+    run = {"plan": _plan, "run": _run_study, "status": _status, "report": _report}
+    return run[options.action](study, options)
 
 
 def _plan(study: Study, options: argparse.Namespace) -> int:
@@ -103,6 +123,18 @@ def _status(study: Study, options: argparse.Namespace) -> int:
 
 def _report(study: Study, options: argparse.Namespace) -> int:
     return _print_files(study.report(options.out))
+
+
+def _claims(options: argparse.Namespace) -> int:
+    claims = read_claims(configuration_file(options.study))
+    results, benchmarks = options.results or Path("results"), options.benchmarks or Path("benchmarks/results")
+    page = claims_page(claims, results, benchmarks)
+    if options.out is None:
+        print(page, end="")
+        return 0
+    with replacing(options.out) as file:
+        file.write_text(page, encoding="utf-8", newline="\n")
+    return _print_files([options.out])
 
 
 def _print_files(paths: list[Path]) -> int:

@@ -1,0 +1,217 @@
+"""The number that a claim's test is about, with its interval, from the summary of a study or a benchmark's results.
+
+Each method is taken at its own best rate, which the selection's metric chooses over all seeds. Sums are paired by seed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from cera.foreign_files import FileError, read_json_object
+from cera.studies.claims import ClaimTest
+from cera.studies.estimates import Estimate, weighted_sum
+from cera.studies.report_tables import choice_of
+from cera.studies.selection import LEVEL, Results, combination, finite, student
+from cera.studies.state import ENDED
+from cera.studies.summary import RunSummary, Summary
+from cera.studies.two_way_bootstrap import RESAMPLES
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is for a test.
+
+    Attributes:
+        estimate: The number with its interval; ``None`` if there is none.
+        unit: What it is a sample of: seeds, methods or repetitions.
+        method: How the interval is made.
+        notes: At which rates, and what a reader must know, each a few words.
+    """
+
+    estimate: Estimate | None
+    unit: str
+    method: str
+    notes: tuple[str, ...] = ()
+
+
+def not_run(test: ClaimTest, summary: Summary) -> list[str]:
+    """Return the methods or patterns of a test of which a summary has no run that has ended or failed."""
+    begun = {run.method for run in summary.runs if run.state in (*ENDED, "failed")}
+    return [pattern for pattern in test.weights if not any(fnmatchcase(method, pattern) for method in begun)]
+
+
+def evidence(test: ClaimTest, summary: Summary) -> Evidence:
+    """Return what a summary says of a test."""
+    if test.kind == "robustness":
+        return _robustness(test, summary)
+    if test.kind == "correlation":
+        return _correlation(test, summary)
+    terms, notes = [], []
+    for pattern, weight in test.weights.items():
+        method, note = _best(summary, pattern)
+        notes.append(note)
+        if method is None:
+            return Evidence(None, "seeds", "", tuple(notes))
+        terms.append((method, choice_of(summary, method).value, weight))
+    estimate = weighted_sum(summary, terms, test.metrics[0], test.log)
+    if estimate is None:
+        notes.append(f"no seed has {test.metrics[0]} of all methods")
+    over_problems = estimate is not None and estimate.problems is not None
+    return Evidence(estimate, "seeds", "bootstrap of seeds and problems" if over_problems else "Student", tuple(notes))
+
+
+def _best(summary: Summary, pattern: str) -> tuple[str | None, str]:
+    """Return the method of a pattern that the selection's metric finds best, and a note on its rate."""
+    matching = [method for method in summary.methods if fnmatchcase(method, pattern)]
+    if not matching:
+        return None, f"{pattern}: the study has no such method"
+    choices = {method: choice for method in matching if (choice := choice_of(summary, method)).value is not None}
+    if not choices:
+        return None, f"{pattern}: at no rate have all seeds a result"
+    selection = summary.selection
+    if len(choices) == 1 or selection is None:
+        method = next(iter(choices))
+    else:
+        means = {m: _mean(summary.results(m, selection.metric)[str(choices[m].value)]) for m in choices}
+        method = (min if selection.goal == "min" else max)(means, key=means.__getitem__)
+    choice, of = choices[method], f", best of {len(matching)}" if len(matching) > 1 else ""
+    missing = len(matching) - len(choices)
+    edge = {None: "", "only": ", the only rate"}.get(choice.edge, f", the {choice.edge} of its grid")
+    incomplete = f", {missing} without a complete rate" if missing else ""
+    return method, f"{method}{of}{incomplete} at {choice.value}{edge}" if choice.value else f"{method}{of}"
+
+
+def _mean(results: Results) -> float:
+    return math.fsum(finite(results).values()) / len(finite(results))
+
+
+# Robustness
+
+
+def _robustness(test: ClaimTest, summary: Summary) -> Evidence:
+    """Return the weighted sum of the loss that methods lose over the same grid of rates, by seed."""
+    terms, grids, notes = [], set(), []
+    for method, weight in test.weights.items():
+        losses, diverged = _losses(summary, method)
+        rates = tuple(sorted(losses))
+        grids.add(rates)
+        if diverged:
+            notes.append(f"{method}: {diverged} runs diverged")
+        shared = set.intersection(*(set(by_seed) for by_seed in losses.values())) if losses else set()
+        areas = {seed: _area(rates, [losses[rate][seed] for rate in rates]) for seed in sorted(shared)}
+        terms.append((areas, weight))
+    if len(grids) != 1 or len(next(iter(grids))) < 3:
+        return Evidence(None, "seeds", "", (*notes, "the methods do not have the same three rates or more"))
+    found = combination(terms)
+    if found is None:
+        return Evidence(None, "seeds", "", (*notes, "no seed has a result at all rates of all methods"))
+    estimate = Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
+    low, *_, high = next(iter(grids))
+    return Evidence(estimate, "seeds", "Student", (*notes, f"{len(next(iter(grids)))} rates from {low:g} to {high:g}"))
+
+
+def _losses(summary: Summary, method: str) -> tuple[dict[float, dict[str, float]], int]:
+    """Return the validation loss by rate and seed, at most the base's, which also stands for a run that diverged.
+
+    The second value is the number of these. A run that failed or has not ended has no loss.
+    """
+    bases = [run.base_perplexity for run in summary.runs if run.base_perplexity is not None]
+    worst = math.log(bases[0]) if bases else math.inf
+    losses: dict[float, dict[str, float]] = {}
+    diverged = 0
+    for label, rate in summary.grid(method).items():
+        by_seed = losses.setdefault(rate, {})
+        for seed, run in summary.runs_by_seed(method, label).items():
+            if run.state == "diverged":
+                diverged += 1
+            perplexity = math.inf if run.state == "diverged" else _value(run, "perplexity")
+            if perplexity is not None and min(math.log(perplexity), worst) < math.inf:
+                by_seed[seed] = min(math.log(perplexity), worst)
+    return losses, diverged
+
+
+def _value(run: RunSummary, metric: str) -> float | None:
+    return run.values.get(metric) if run.state == "finished" else None
+
+
+def _area(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Return the loss above the best, averaged over the logarithm of the rate."""
+    if len(rates) < 2:
+        return 0.0
+    logs = np.log(rates)
+    return float(np.trapezoid(np.array(losses) - min(losses), logs) / np.ptp(logs))
+
+
+# Correlation
+
+
+def _correlation(test: ClaimTest, summary: Summary) -> Evidence:
+    """Return Spearman's correlation of two metrics: of methods at their best rates, or of the runs within each."""
+    (pattern,) = test.weights
+    methods = [method for method in summary.methods if fnmatchcase(method, pattern)]
+    if test.detail == "across":
+        points = [_means(summary, method, test.metrics) for method in methods]
+        known = np.array([point for point in points if point is not None])
+        if len(known) < 4:
+            return Evidence(None, "methods", "", ("fewer than four methods have both metrics",))
+        return Evidence(_bootstrapped(known), "methods", "bootstrap of methods", ("each at its best rate",))
+    each = []
+    for method in methods:
+        runs = [[_value(run, metric) for metric in test.metrics] for run in summary.runs if run.method == method]
+        pairs = np.array([pair for pair in runs if None not in pair], dtype=float)
+        if len(pairs) >= 4 and np.ptp(pairs, axis=0).min() > 0:
+            each.append(float(_spearman(pairs[None])[0]))
+    found = student(each)
+    if found is None:
+        return Evidence(None, "methods", "", ("no method has four runs with both metrics",))
+    estimate = Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
+    return Evidence(estimate, "methods", "Student", ("mean of the methods' correlations over rates and seeds",))
+
+
+def _means(summary: Summary, method: str, metrics: Sequence[str]) -> list[float] | None:
+    label = choice_of(summary, method).value
+    results = [finite(summary.results(method, metric).get(label or "", {})) for metric in metrics]
+    return [_mean(by_seed) for by_seed in results] if label is not None and all(results) else None
+
+
+def _bootstrapped(points: np.ndarray) -> Estimate:
+    """Return the correlation of points, (n, 2), with a percentile interval and p-value of zero; always the same."""
+    generator = np.random.default_rng(0)
+    correlations = _spearman(points[generator.integers(len(points), size=(RESAMPLES, len(points)))])
+    correlations = correlations[np.isfinite(correlations)]
+    low, high = np.quantile(correlations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = min((correlations <= 0).sum(), (correlations >= 0).sum())
+    p_value = float(min(1.0, 2 * (tail + 1) / (len(correlations) + 1)))
+    return Estimate(float(_spearman(points[None])[0]), float(low), float(high), p_value, len(points))
+
+
+def _spearman(points: np.ndarray) -> np.ndarray:
+    """Return the rank correlation of each sample, (samples, n, 2) to (samples,); nan where a metric is constant."""
+    ranks = stats.rankdata(points, axis=1)
+    ranks = ranks - ranks.mean(axis=1, keepdims=True)
+    squares = (ranks**2).sum(axis=1).prod(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(ranks.prod(axis=2).sum(axis=1) / np.sqrt(squares))
+
+
+# Benchmarks
+
+
+def benchmark_evidence(test: ClaimTest, path: Path) -> Evidence:
+    """Return the mean logarithm of a benchmark's ratios, less what it is measured against.
+
+    Raises:
+        FileError: The file has no such row.
+    """
+    content = read_json_object(path)
+    rows = [row for row in content.get("rows", []) if isinstance(row, dict) and row.get("what") == test.detail]
+    if len(rows) != 1:
+        raise FileError(f"{path} must have one row {test.detail!r}, and has {len(rows)}.")
+    found = student([math.log(ratio) - test.against for ratio in rows[0]["ratios"]])
+    estimate = None if found is None else Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
+    return Evidence(estimate, "repetitions", "Student", ("on one machine",))

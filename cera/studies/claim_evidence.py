@@ -5,7 +5,7 @@ Each method is taken at its own best rate, which the selection's metric chooses 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -58,11 +58,25 @@ def evidence(test: ClaimTest, summary: Summary) -> Evidence:
         if method is None:
             return Evidence(None, "seeds", "", tuple(notes))
         terms.append((method, choice_of(summary, method).value, weight))
-    estimate = weighted_sum(summary, terms, test.metrics[0], test.log)
+    estimate = _less(weighted_sum(summary, terms, test.metrics[0], test.log), test.against)
     if estimate is None:
         notes.append(f"no seed has {test.metrics[0]} of all methods")
     over_problems = estimate is not None and estimate.problems is not None
     return Evidence(estimate, "seeds", "bootstrap of seeds and problems" if over_problems else "Student", tuple(notes))
+
+
+def _less(estimate: Estimate | None, number: float) -> Estimate | None:
+    """Return an estimate with Student's interval, less a number; its p-value becomes that of the new zero."""
+    if estimate is None or number == 0:
+        return estimate
+    mean = estimate.mean - number
+    if estimate.low is None or estimate.high is None:
+        return replace(estimate, mean=mean)
+    low, high = estimate.low - number, estimate.high - number
+    freedom = estimate.seeds - 1
+    error = (high - low) / 2 / float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    statistic = abs(mean) / error if error else math.inf if mean else 0.0
+    return replace(estimate, mean=mean, low=low, high=high, p_value=float(2 * stats.t.sf(statistic, freedom)))
 
 
 def _best(summary: Summary, pattern: str) -> tuple[str | None, str]:
@@ -212,6 +226,6 @@ def benchmark_evidence(test: ClaimTest, path: Path) -> Evidence:
     rows = [row for row in content.get("rows", []) if isinstance(row, dict) and row.get("what") == test.detail]
     if len(rows) != 1:
         raise FileError(f"{path} must have one row {test.detail!r}, and has {len(rows)}.")
-    found = student([math.log(ratio) - test.against for ratio in rows[0]["ratios"]])
+    found = student([math.log(ratio) for ratio in rows[0]["ratios"]])
     estimate = None if found is None else Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
-    return Evidence(estimate, "repetitions", "Student", ("on one machine",))
+    return Evidence(_less(estimate, test.against), "repetitions", "Student", ("on one machine",))

@@ -52,7 +52,7 @@ class ClaimTest:
         metrics: What is summed; of a correlation both metrics, of a robustness nothing.
         log: Whether logarithms are summed, so that differences are relative ones.
         side: Where the claim has the number.
-        against: What is subtracted from a benchmark's number first; of all others zero.
+        against: What is subtracted from the number first; zero unless ``log``.
         margin: The smallest difference that matters, > 0.
         size: The size that the claim names, > 0; ``None`` if it names none.
         detail: Within or across methods, or which row of the benchmark.
@@ -148,10 +148,10 @@ def _test(where: str, content: Any) -> ClaimTest:
     size = _number(where, fields, "size") if "size" in fields else None
     if margin <= 0 or (size is not None and size <= 0):
         raise ClaimError(f"{where}: margin and size must be positive, got {margin} and {size}.")
-    if against and kind != "benchmark":
-        raise ClaimError(f"{where}: only a benchmark is measured against a number other than zero, got {against}.")
+    log = kind in ("slopes", "benchmark") or fields.get("log") is True
+    if against and not log:
+        raise ClaimError(f"{where}: against is for logarithms (log: true), slopes and benchmarks, got {against}.")
     weights, detail = _weights(where, kind, fields)
-    log = kind == "slopes" or fields.get("log") is True
     return ClaimTest(
         fields["study"], fields["says"], kind, weights, metrics, log, fields["is"], against, margin, size, detail
     )

@@ -23,6 +23,9 @@ SCALES = {
 }
 """A column's heading and words for the scale, by how a study's name begins; benchmarks are of SmolLM2."""
 
+MOST_NOTES = 8
+"""Number of methods whose rates are listed one by one."""
+
 HEAD = """# The claims
 
 What [the paper](paper.md) claims in version 5, and what holds of it at the scales of this repository. This page is made
@@ -53,8 +56,9 @@ RULES = """## The rules
   study.
 - **Within the margin** (a claim of equality): it holds if the interval lies within the margin, and does not hold if
   it lies wholly outside.
-- All else is undecided, with the number of seeds that would decide it with power 0.8 if the true difference were the
-  margin (zero, for equality), by the spread that was observed.
+- All else is undecided, with the number of seeds that would decide it with power 0.8, by the spread that was observed,
+  if the true difference were the margin. Of a claim of equality, or one against another number than zero ("below
+  0.25"), it is that for a true difference of zero.
 - A claim holds if all its tests hold, and does not hold if one does not.
 - A slope is that of the metric's logarithm over the logarithm of the rank, by least squares for each seed. Robustness
   is the validation's loss above the best, averaged over the logarithm of the rate; a run that diverged counts as the
@@ -151,7 +155,7 @@ def _scale(test: ClaimTest) -> str:
 def _section(claim: Claim, tested: Sequence[Tested]) -> str:
     lines = [f"## {claim.id}", "", f"{_line(claim.claim)} ({claim.section})", ""]
     if claim.changed:
-        lines += [f"*Since version 5*: {_line(claim.changed)}", ""]
+        lines += [f"*Other versions, controls, caveats*: {_line(claim.changed)}", ""]
     if claim.missing:
         lines += [f"*Not tested here yet*: {_line(claim.missing)}", ""]
     if tested:
@@ -176,15 +180,16 @@ def _row(found: Tested) -> tuple[str, str, str, str]:
 
 def _terms(test: ClaimTest) -> str:
     """Return the sum in words: ``cera - lora``, ``0.5 cera-* ...``."""
+    less = "" if not test.against else f" {'+' if test.against < 0 else '-'} {abs(test.against):g}"
     if test.kind == "benchmark":
-        return f"`{test.detail}`" + (f" less {test.against:g}" if test.against else "")
+        return f"`{test.detail}`{less}"
     if test.kind == "correlation":
         return f"{test.detail} `{next(iter(test.weights))}`"
     terms = []
     for method, weight in test.weights.items():
         share = "" if abs(weight) == 1 else f"{abs(weight):.3g} "
         terms.append(f"{'-' if weight < 0 else '+'} {share}`{method}`")
-    return " ".join(terms).removeprefix("+ ")
+    return " ".join(terms).removeprefix("+ ") + less
 
 
 def _convention(test: ClaimTest) -> str:
@@ -205,13 +210,17 @@ def _words(convention: Convention, quantity: str) -> str:
 
 def _result(known: Evidence, decision: Decision) -> str:
     parts = list(known.notes)
+    if len(parts) > MOST_NOTES:
+        at_edge = sum("of its grid" in note or "the only rate" in note for note in parts)
+        parts = [f"{len(parts)} methods, each at its best rate, {at_edge} of them at the edge of the grid"]
     estimate = known.estimate
     if estimate is not None:
         interval = "no interval" if estimate.low is None else f"[{estimate.low:.3g}, {estimate.high:.3g}]"
         problems = "" if estimate.problems is None else f" and {estimate.problems} problems"
         p_value = "" if decision.adjusted is None else f", p (Holm) {_p(decision.adjusted)}"
-        size = f"n = {estimate.seeds} {known.unit}{problems}"
-        parts.insert(0, f"{estimate.mean:+.3g} {interval}, {size}, {known.method}{p_value}")
+        size = f"n = {estimate.seeds} {known.unit if estimate.seeds != 1 else known.unit.removesuffix('s')}{problems}"
+        method = "" if estimate.low is None else f", {known.method}"
+        parts.insert(0, f"{estimate.mean:+.3g} {interval}, {size}{method}{p_value}")
     return "; ".join(parts)
 
 

@@ -33,7 +33,7 @@ POWER = 0.8
 MOST = 10_000
 """Numbers of seeds above this one are not told apart."""
 
-NEAR = "precise enough for a difference of the margin, but near its edge"
+NEAR = "precise enough, but too near the edge"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def decide(test: ClaimTest, estimate: Estimate | None, adjusted: float | None, u
     if estimate is None:
         return Decision("undecided", "nothing to compare")
     if estimate.low is None or estimate.high is None:
-        return Decision("undecided", f"no interval of fewer than two {unit}; at least 3 are needed")
+        return Decision("undecided", f"no interval of fewer than two {unit}")
     sign = -1 if test.side == "below" else 1
     low, high = sorted(sign * end for end in (estimate.low, estimate.high))
     within = -test.margin < low and high < test.margin
@@ -92,7 +92,7 @@ def decide(test: ClaimTest, estimate: Estimate | None, adjusted: float | None, u
 def needed(test: ClaimTest, estimate: Estimate, unit: str = "seeds") -> str:
     """Return how many seeds would decide a test with power 0.8, by the spread that was observed.
 
-    That is, if the true difference were the margin; of a claim of equality, if it were zero.
+    That is, if the true difference were the margin; if it were zero, of a claim of equality or against another number.
 
     Args:
         test: The test.
@@ -106,15 +106,16 @@ def needed(test: ClaimTest, estimate: Estimate, unit: str = "seeds") -> str:
         raise ValueError("an estimate without an interval has no spread.")
     half = (estimate.high - estimate.low) / 2
     power = (1 + POWER) / 2 if test.side == "within" else POWER
+    away = abs(test.against) or test.margin
     if estimate.problems is not None or unit == "methods":
         normal = float(stats.norm.ppf(1 - ALPHA / 2))
-        factor = ((normal + float(stats.norm.ppf(power))) * half / normal / test.margin) ** 2
+        factor = ((normal + float(stats.norm.ppf(power))) * half / normal / away) ** 2
         both = unit if estimate.problems is None else f"{unit} and problems"
-        return NEAR if factor <= 1 else f"about {factor:.2g} times as many {both} would decide it"
+        return NEAR if factor <= 1 else f"about {math.ceil(factor)} times as many {both} would decide it"
     deviation = half / float(stats.t.ppf(1 - ALPHA / 2, estimate.seeds - 1)) * math.sqrt(estimate.seeds)
     numbers = np.arange(2, MOST + 1)
     quantiles = stats.t.ppf(1 - ALPHA / 2, numbers - 1) + stats.t.ppf(power, numbers - 1)
-    enough = numbers[quantiles * deviation / np.sqrt(numbers) <= test.margin]
+    enough = numbers[quantiles * deviation / np.sqrt(numbers) <= away]
     if not enough.size:
         return f"more than {MOST:,} {unit} would be needed to decide it"
     return NEAR if enough[0] <= estimate.seeds else f"about {enough[0]} {unit} would decide it"

@@ -84,8 +84,8 @@ class ChatData(LightningDataModule):
         seed: Seed of the order of rows.
         num_workers: Number of processes that read and tokenize ahead of training; with 0, the training process does.
             Each reads the whole stream, so one is enough unless a batch takes longer to tokenize than to train on.
-        tokenize_once: Tokenize all rows before the first step, unless an earlier run has (``cera.data.tokenized``),
-            instead of each row as it is read. A stream is always tokenized as it is read.
+        tokenize_once: Tokenize rows once for all runs. The first one does so at its start (``cera.data.tokenized``);
+            a stream is always tokenized as it is read.
 
     Raises:
         ValueError: A number is out of its range; the message names it.

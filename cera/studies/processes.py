@@ -109,6 +109,11 @@ class Processes:
             self._end(job)
         return [job.run for job in ended]
 
+    def close(self) -> None:
+        """End what was started to start processes from; those that still run go on."""
+        if self._forks is not None:
+            self._forks.close()
+
     def stop(self, number: signal.Signals) -> None:
         """Pass the first signal on to all processes, which then save their state; no other one is started."""
         if self._signal is not None:  # a second one would end them at once

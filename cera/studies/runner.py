@@ -6,6 +6,7 @@ Nothing that matters is kept in this process. Killed at any moment, or with any 
 directories say that it stands. ``cera.studies.ray_runner`` does the same on a cluster.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -76,7 +77,7 @@ class Runner:
             for run in self.definition.runs:
                 self._read(run)
             queue = [run for run in self.definition.runs if self.states[run.name].state not in ENDED]
-            with stop_signals(self._stop):
+            with stop_signals(self._stop), contextlib.closing(self._processes):
                 self._work(queue)
             for run in self.definition.runs:
                 self._read(run)

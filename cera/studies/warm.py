@@ -93,6 +93,15 @@ class WarmForks:
             )
         self._buffer = b""
 
+    def close(self) -> None:
+        """End the process that forks; forks that still run go on."""
+        if self._server is not None:
+            for pipe in (self._server.stdin, self._server.stdout):
+                assert pipe is not None
+                pipe.close()
+            self._server.wait()
+            self._server = None
+
     def status(self, pid: int) -> int | None:
         """Return the exit status of a fork, negative for a signal; ``None`` while it runs."""
         while self._read(block=False) is not None:

@@ -39,10 +39,10 @@ def test_version(capsys) -> None:
 
 
 def test_an_unknown_command_is_a_mistake(capsys) -> None:
-    assert main(["trian"]) == 2
-    assert capsys.readouterr().err == "error: there is no command 'trian'. Did you mean train?\n"
+    assert main(["estimat"]) == 2
+    assert capsys.readouterr().err == "error: there is no command 'estimat'. Did you mean estimate?\n"
     assert main(["x"]) == 2
-    assert "There are train, evaluate, compare" in capsys.readouterr().err
+    assert "There are train, pretrain, evaluate, compare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "lm-eval")])

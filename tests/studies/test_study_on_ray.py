@@ -37,8 +37,9 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in {**environment(), **ENVIRONMENT}.items():
             monkeypatch.setenv(name, value)
+        others = psutil.Process().children(recursive=True)
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        started = psutil.Process().children(recursive=True)
+        started = [process for process in psutil.Process().children(recursive=True) if process not in others]
         assert started
         yield
         ray.shutdown()
@@ -67,7 +68,7 @@ def paced_study(base: str, folder: Path, axes: dict, steps: int, **fields) -> St
 
 def wait_for_step(run: Path, step: int) -> None:
     """Wait until a run has written the loss of a step."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not (run / "config.yaml").exists() or max(FinishedRun.read(run).curve("train/loss"), default=0) < step:
         assert time.monotonic() < deadline, f"{run} did not come to step {step}"
         time.sleep(0.02)

@@ -86,6 +86,18 @@ def test_forks_outlive_the_process_that_forks_which_is_started_again(command, tm
     assert wait(forks.open([*command, "0", "5"], tmp_path / "next.log", dict(os.environ))) == 5
 
 
+def test_no_process_that_forks_is_left_when_it_is_closed(command, tmp_path) -> None:
+    forks = WarmForks(tmp_path / "forks.log")
+    forks.close()  # nothing has been started
+    running = forks.open([*command, "2", "0"], tmp_path / "log", dict(os.environ))
+    server = forks._server
+    assert server is not None
+    forks.close()
+    assert server.returncode == 0
+    assert running.poll() is None  # it goes on
+    assert wait(running) == LOST
+
+
 def test_a_process_that_does_not_start_is_an_error_that_names_its_log(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("cera.studies.warm.sys.executable", "/bin/false")
     with pytest.raises(OSError, match=r"has ended: .*forks.log says why"):

@@ -98,10 +98,9 @@ def parse_axes(content: Any, folder: Path) -> tuple[Axis, ...]:
         if isinstance(written, dict) and "by" in written:
             only_keys(where, written, {"by", "values"})
             by = written["by"]
-            if by not in axes or axes[by].by is not None:
-                earlier = [axis for axis, parsed in axes.items() if parsed.by is None]
+            if by not in axes:
                 raise StudyError(
-                    f"{where}.by must name an earlier axis ({', '.join(earlier) or 'there is none'}), got {by!r}."
+                    f"{where}.by must name an earlier axis ({', '.join(axes) or 'there is none'}), got {by!r}."
                 )
             groups = mapping(f"{where}.values", written.get("values"))
             if groups.keys() != axes[by].labels:

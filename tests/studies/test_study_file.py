@@ -1,18 +1,13 @@
 """The file of a study: which runs it stands for, and what is said of a wrong one."""
 
-import re
-
 import pytest
 import yaml
-from conftest import REPOSITORY
 from study_files import content, study, write_files
 
 from cera.studies.axes import StudyError
 from cera.studies.definition import parse_definition, read_definition
 from cera.studies.measures import BUILT_IN, Measure
 from cera.studies.study import Study
-
-SHIPPED = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 
 
 def runs_of(folder, **fields):
@@ -46,6 +41,25 @@ def test_runs_are_all_combinations_with_readable_names_in_a_fixed_order(tmp_path
     assert "--trainer.max_steps=20" in arguments
     assert "--seed_everything=0" in arguments
     assert read_definition(tmp_path / "small.yaml").runs == runs
+
+
+def test_an_axis_may_depend_on_one_that_depends_on_another(tmp_path) -> None:
+    scales = {"small": {"model.adapter.init_args.alpha": 8}, "large": {"model.adapter.init_args.alpha": 32}}
+    axes = {
+        "adapter": {"cera": "cera.yaml", "lora": "lora.yaml"},
+        "scale": {"by": "adapter", "values": {"cera": scales, "lora": {"own": {"model.warmup": 0.1}}}},
+        "learning_rate": {"by": "scale", "values": {"small": [1e-2], "large": [1e-3], "own": [1e-1, 1e-4]}},
+    }
+    assert [run.name for run in runs_of(tmp_path, axes=axes)] == [
+        "cera-small-lr0.01",
+        "cera-large-lr1e-3",
+        "lora-own-lr0.1",
+        "lora-own-lr1e-4",
+    ]
+    del axes["learning_rate"]["values"]["own"]
+    message = r"axes.learning_rate.values must have the values of the axis scale \(large, own, small\), got large, small"
+    with pytest.raises(StudyError, match=message):
+        runs_of(tmp_path, axes=axes)
 
 
 def measuring(folder, **fields) -> list[str]:
@@ -246,10 +260,3 @@ def test_a_measure_of_ones_own_is_named_by_its_class_path(tmp_path) -> None:
     measures = study(tmp_path, measure=["perplexity", {f"{__name__}.Constant": {"value": 3}}]).definition.measures
     assert isinstance(measures[0], BUILT_IN["perplexity"])
     assert measures[1].value == 3
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies_have_their_names_and_readable_runs(path) -> None:
-    definition = read_definition(path)
-    assert definition.name == path.stem
-    assert all(re.fullmatch(r"[\w.+-]{1,80}", run.name) for run in definition.runs)

@@ -19,10 +19,10 @@ from cera.studies.definition import Definition, StudyRun, read_definition
 
 SHIPPED = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 PAGE = (REPOSITORY / "docs" / "studies.md").read_text(encoding="utf-8")
-each_study = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-PREFIXES = ("smol_", "tunnel_")
-"""Of the names of studies that this machine affords."""
+SMALL = [path for path in SHIPPED if path.stem.startswith(("smol_", "tunnel_"))]
+"""Those that need no cluster."""
 
+each_study = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 definition_of = cache(read_definition)
 
 
@@ -35,9 +35,7 @@ def test_a_study_has_the_name_of_its_file_and_readable_runs(path) -> None:
     assert len({run.name for run in definition.runs}) == len(definition.runs)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in SHIPPED if path.stem.startswith(PREFIXES)], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
 def test_a_study_for_this_machine_says_how_many_runs_it_has(path) -> None:
     comment = path.read_text(encoding="utf-8").partition("\nname:")[0]
     (said,) = re.findall(r"\b(\d+) runs\b", comment)
@@ -59,7 +57,7 @@ def test_the_page_has_each_study_with_its_number_of_runs() -> None:
 
 @each_study
 def test_no_two_methods_are_the_same_adapter(path) -> None:
-    """A factor of which two levels are the same number, as alpha = 32 and alpha = 2r at r=16, would count runs twice."""
+    """Levels of a factor that are the same number, as alpha = 32 and alpha = 2r at r=16, would count runs twice."""
     assert repeated(definition_of(path)) == []
 
 

@@ -57,7 +57,7 @@ def test_an_axis_may_depend_on_one_that_depends_on_another(tmp_path) -> None:
         "lora-own-lr1e-4",
     ]
     del axes["learning_rate"]["values"]["own"]
-    message = r"axes.learning_rate.values must have the values of the axis scale \(large, own, small\), got large, small"
+    message = r"learning_rate.values must have the values of the axis scale \(large, own, small\), got large, small"
     with pytest.raises(StudyError, match=message):
         runs_of(tmp_path, axes=axes)
 

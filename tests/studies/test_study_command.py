@@ -122,7 +122,7 @@ def test_each_command_of_plan_shell_is_one_line_that_a_shell_reads_back(tmp_path
     assert f"--data.dataset.init_args.path={text}" in shlex.split(lines[0])
 
 
-QUICK = {"fig1", "smol_lr", "smol_table3", "table1", "table3", "tunnel_ceiling", "tunnel_table3"}
+QUICK = {"fig1", "smol_lr", "smol_table3", "table1", "table3", "tunnel_controls", "tunnel_table3"}
 """Studies that are planned in the usual tests; the others take minutes together."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from cera.data.chat import Message
 from cera.data.datasets import ChatDataset, question_and_answer
-from cera.data.logistic_map import problems_but
+from cera.data.logistic_map import problems_but, training_rows
 from cera.data.rows import DataError
 
 
@@ -161,8 +161,7 @@ class LogisticMapSolutions(GeneratedProblems):
     def problems(self, at_most: int) -> Iterator[dict[str, str]]:
         """Yield trajectories in random order."""
         chosen = problems_but(self.held_out, self.problem_seed, self.steps, self.decimals, self.of_benchmark)
-        for problem in chosen[:at_most]:
-            yield {"question": problem.question, "answer": problem.answer}
+        yield from training_rows(chosen[:at_most])
 
 
 @dataclass

@@ -23,6 +23,7 @@ from cera.pretraining.module import BaseModel
 from cera.pretraining.settings import Pretraining
 from cera.runs.checkpoint_io import AtomicCheckpointIO
 from cera.runs.environment import environment
+from cera.runs.files import replacing
 from cera.runs.lock import LOCK, DirectoryLock
 
 RECORD = "pretraining.json"
@@ -50,7 +51,7 @@ def pretrain(settings: Pretraining, callbacks: Sequence[Callback] = ()) -> Path:
     with DirectoryLock(unfinished):
         if (unfinished / RECORD).exists():
             _check_settings(unfinished, settings)
-        _write_record(unfinished, {"settings": as_plain_data(settings), "seconds": 0.0})
+        _write_record(unfinished, {"settings": as_plain_data(settings)})
         _train(settings, unfinished, callbacks)
     (unfinished / LOCK).unlink()
     unfinished.rename(folder)
@@ -75,7 +76,8 @@ def _check_settings(folder: Path, settings: Pretraining) -> None:
 
 
 def _write_record(folder: Path, content: dict[str, Any]) -> None:
-    (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(folder / RECORD) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _train(settings: Pretraining, folder: Path, callbacks: Sequence[Callback]) -> None:
@@ -101,7 +103,7 @@ def _train(settings: Pretraining, folder: Path, callbacks: Sequence[Callback]) -
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=settings.precision,  # type: ignore[arg-type]  # whose names Lightning lists
         max_steps=settings.steps,
         val_check_interval=settings.checkpoint_every,
         limit_val_batches=50,

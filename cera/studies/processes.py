@@ -23,8 +23,9 @@ from cera.studies import tied
 from cera.studies.compare import TRAIN
 from cera.studies.definition import Definition, StudyRun
 from cera.studies.early_stopping import StoppedEarly
+from cera.studies.measure import CERA
 from cera.studies.state import RECORDS, RunRecord, is_trained, next_measure, started_with
-from cera.studies.warm import COMMAND, WarmFork, WarmForks
+from cera.studies.warm import WarmFork, WarmForks
 
 MOST_RESTARTS = 1
 """How often a process that a signal killed, perhaps for memory, is started again at once."""
@@ -148,7 +149,7 @@ class Processes:
     def _open(self, command: list[str], log: Path) -> subprocess.Popen | WarmFork:
         tie = [sys.executable, tied.__file__, str(os.getpid())] if self._tied else []
         environment = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_RUN}
-        if self._forks is not None and tuple(command[: len(COMMAND)]) == COMMAND:
+        if self._forks is not None and tuple(command[: len(CERA)]) == CERA:
             return self._forks.open(command, log, environment)
         with log.open("ab") as output:
             return subprocess.Popen(  # in a group of its own, as a terminal sends Ctrl-C to all of this one

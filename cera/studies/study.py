@@ -84,7 +84,7 @@ class Study:
         """
         if watch is None:
             watch = _print_changes(parallel) if notebook_shell() is None else NotebookTable(parallel)
-        if any(state.state not in ENDED for state in self.states()):
+        if self.definition.prepare and any(state.state not in ENDED for state in self.states()):
             prepare(self.definition.prepare)
         if ray is not None:
             require("a study on Ray", "studies")

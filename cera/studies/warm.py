@@ -23,8 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-COMMAND = (sys.executable, "-m", "cera")
-"""How a command begins that a fork can run."""
+from cera.studies.measure import CERA
 
 PRELOADED = (
     *("cera.cli.train", "cera.callbacks", "cera.evaluation.command", "cera.spectral.command"),
@@ -56,7 +55,7 @@ class WarmForks:
         """Start a command in a process group of its own.
 
         Args:
-            command: A command that begins like ``COMMAND``.
+            command: A command that begins like ``CERA``.
             log: The file that its output is appended to.
             environment: Its environment.
 
@@ -68,7 +67,7 @@ class WarmForks:
         assert self._server is not None
         assert self._server.stdin is not None
         request = {
-            "arguments": list(command[len(COMMAND) :]),
+            "arguments": list(command[len(CERA) :]),
             "log": str(log.absolute()),
             "environment": environment,
             "cwd": os.getcwd(),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cera.studies.warm import COMMAND, LOST, WarmFork, WarmForks
+from cera.studies.measure import CERA
+from cera.studies.warm import LOST, WarmFork, WarmForks
 
 SCRIPT = """
 import json, os, sys, time
@@ -36,7 +37,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "scripted.py").write_text(SCRIPT)
     (tmp_path / "replaced.py").write_text(module)
     monkeypatch.chdir(tmp_path)
-    return [*COMMAND, "estimate", "--import=replaced"]
+    return [*CERA, "estimate", "--import=replaced"]
 
 
 def wait(process: WarmFork) -> int:
@@ -101,14 +102,15 @@ def test_no_process_that_forks_is_left_when_it_is_closed(command, tmp_path) -> N
 def test_a_process_that_does_not_start_is_an_error_that_names_its_log(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("cera.studies.warm.sys.executable", "/bin/false")
     with pytest.raises(OSError, match=r"has ended: .*forks.log says why"):
-        WarmForks(tmp_path / "forks.log").open([*COMMAND, "train"], tmp_path / "log", dict(os.environ))
+        WarmForks(tmp_path / "forks.log").open([*CERA, "train"], tmp_path / "log", dict(os.environ))
 
 
 def test_the_process_ends_with_whoever_started_it(tmp_path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from cera.studies.warm import COMMAND, WarmForks\n"
+        "import os, sys; from pathlib import Path; from cera.studies.measure import CERA\n"
+        "from cera.studies.warm import WarmForks\n"
         f"forks = WarmForks(Path({str(tmp_path / 'forks.log')!r}))\n"
-        f"forks.open([*COMMAND, '--version'], Path({str(tmp_path / 'log')!r}), dict(os.environ))\n"
+        f"forks.open([*CERA, '--version'], Path({str(tmp_path / 'log')!r}), dict(os.environ))\n"
         "print(forks._server.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

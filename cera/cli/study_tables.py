@@ -15,7 +15,7 @@ IN_LOG = 30.0
 """Seconds between two lines in a log."""
 
 ORDER = ("running", "failed", "diverged", "stopped", "stopped early", "finished", "not begun")
-"""Which runs a terminal shows first if it has no place for all."""
+"""Which runs a terminal shows, and which first if it has no place for all."""
 
 LONGEST_REASON = 60
 """Maximum number of characters of a reason in the live table."""
@@ -65,7 +65,7 @@ def status_table(
     Args:
         states: Of all runs, from which the time that is left is estimated.
         longest_reason: Maximum number of characters of a reason.
-        shown: The runs to show; all by default.
+        shown: The runs to show; by default all that are wanted.
     """
     return table(status_rows(states, longest_reason, shown), list(HEADERS), verbatim=(2, 3, 4, 5))
 
@@ -95,7 +95,8 @@ class LiveTable:
 
     def _draw(self, states: Sequence[RunState]) -> None:
         columns, height = shutil.get_terminal_size()
-        first = sorted(states, key=lambda state: ORDER.index(state.state))[: max(height - 5, 1)]
+        wanted = [state for state in states if state.state in ORDER]
+        first = sorted(wanted, key=lambda state: ORDER.index(state.state))[: max(height - 5, 1)]
         shown = [state for state in states if state in first]
         lines = [*status_table(states, LONGEST_REASON, shown).splitlines(), progress_line(states, self.parallel)]
         up = f"\x1b[{self._lines}A" if self._lines else ""

@@ -1,6 +1,6 @@
 """The number that a claim's test is about, with its interval, from the summary of a study or a benchmark's results.
 
-Each method is taken at its own best rate, which the selection's metric chooses over all seeds. Sums are paired by seed.
+Each method is taken at its own best rate, as the study selects it. Sums are paired by seed.
 """
 
 import math
@@ -15,7 +15,6 @@ from scipy import stats
 from cera.foreign_files import FileError, read_json_object
 from cera.studies.claims import ClaimTest
 from cera.studies.estimates import Estimate, weighted_sum
-from cera.studies.report_tables import choice_of
 from cera.studies.selection import LEVEL, Results, combination, finite, student
 from cera.studies.state import ENDED
 from cera.studies.summary import RunSummary, Summary
@@ -57,7 +56,7 @@ def evidence(test: ClaimTest, summary: Summary) -> Evidence:
         notes.append(note)
         if method is None:
             return Evidence(None, "seeds", "", tuple(notes))
-        terms.append((method, choice_of(summary, method).value, weight))
+        terms.append((method, summary.choice(method).value, weight))
     estimate = _less(weighted_sum(summary, terms, test.metrics[0], test.log), test.against)
     if estimate is None:
         notes.append(f"no seed has {test.metrics[0]} of all methods")
@@ -84,14 +83,14 @@ def _best(summary: Summary, pattern: str) -> tuple[str | None, str]:
     matching = [method for method in summary.methods if fnmatchcase(method, pattern)]
     if not matching:
         return None, f"{pattern}: the study has no such method"
-    choices = {method: choice for method in matching if (choice := choice_of(summary, method)).value is not None}
+    choices = {method: choice for method in matching if (choice := summary.choice(method)).value is not None}
     if not choices:
         return None, f"{pattern}: at no rate have all seeds a result"
     selection = summary.selection
     if len(choices) == 1 or selection is None:
         method = next(iter(choices))
     else:
-        means = {m: _mean(summary.results(m, selection.metric)[str(choices[m].value)]) for m in choices}
+        means = {m: _mean(summary.search_results(m)[str(choices[m].value)]) for m in choices}
         method = (min if selection.goal == "min" else max)(means, key=means.__getitem__)
     choice, of = choices[method], f", best of {len(matching)}" if len(matching) > 1 else ""
     missing = len(matching) - len(choices)
@@ -188,7 +187,7 @@ def _correlation(test: ClaimTest, summary: Summary) -> Evidence:
 
 
 def _means(summary: Summary, method: str, metrics: Sequence[str]) -> list[float] | None:
-    label = choice_of(summary, method).value
+    label = summary.choice(method).value
     results = [finite(summary.results(method, metric).get(label or "", {})) for metric in metrics]
     return [_mean(by_seed) for by_seed in results] if label is not None and all(results) else None
 

@@ -51,11 +51,14 @@ class Selection:
         axis: The axis, such as ``learning_rate``.
         metric: The value that decides; it should be of other rows than those that are reported.
         goal: Whether the lowest or the highest value is best.
+        search_seeds: Labels of the seeds that are run at all values, and decide; others are run at the chosen value
+            only. All seeds if empty.
     """
 
     axis: str
     metric: str = "perplexity"
     goal: Literal["min", "max"] = "min"
+    search_seeds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def _selection(content: Any, axes: Sequence[Axis]) -> Selection | None:
     if content is None:
         return None
     fields = mapping("select", content)
-    only_keys("select", fields, {"axis", "metric", "goal"})
+    only_keys("select", fields, {"axis", "metric", "goal", "search_seeds"})
     names = [axis.name for axis in axes if axis.name != REPLICATES]
     if fields.get("axis") not in names:
         raise StudyError(f"select.axis must be an axis ({', '.join(names)}), got {fields.get('axis')!r}.")
@@ -219,7 +222,18 @@ def _selection(content: Any, axes: Sequence[Axis]) -> Selection | None:
         raise StudyError(f"select.goal must be min or max, got {fields['goal']!r}.")
     if not isinstance(fields.get("metric", ""), str):
         raise StudyError(f"select.metric must be the name of a value, got {fields['metric']!r}.")
-    return Selection(**fields)
+    search_seeds = _search_seeds(fields.get("search_seeds", []), axes)
+    return Selection(**{**fields, "search_seeds": search_seeds})
+
+
+def _search_seeds(written: Any, axes: Sequence[Axis]) -> tuple[str, ...]:
+    """Return the labels of seeds that a file names by their values."""
+    values = [value for axis in axes if axis.name == REPLICATES for group in axis.values.values() for value in group]
+    labels = {value.number: value.label for value in values} | {value.label: value.label for value in values}
+    if not isinstance(written, list) or not all(isinstance(each, int | str) and each in labels for each in written):
+        known = f"values of the axis {REPLICATES}" if values else f"empty without an axis {REPLICATES}"
+        raise StudyError(f"select.search_seeds must be a list of {known}, got {written!r}.")
+    return tuple(dict.fromkeys(labels[seed] for seed in written))
 
 
 def _report(content: Any, runs: Sequence[StudyRun]) -> ReportOptions:
@@ -269,6 +283,9 @@ def _expand(
     runs: dict[str, StudyRun] = {}
     identity, measured = BaseIdentity(), set[str]()
     not_of_method = {REPLICATES, *([] if selection is None else [selection.axis])}
+    search_seeds = () if selection is None else selection.search_seeds
+    if search_seeds:  # first, so that they measure the base
+        combinations.sort(key=lambda combination: combination[REPLICATES].label not in search_seeds)
     for combination in combinations:
         labels = {name: value.label for name, value in combination.items()}
         name = "-".join(labels.values())

@@ -79,12 +79,11 @@ class RayRunner(Runner):
         self._search = BasicVariantGenerator(max_concurrent=parallel)
 
     def _work(self, queue: list[StudyRun]) -> None:
-        if not queue:
-            return
+        self._search = BasicVariantGenerator(max_concurrent=self.parallel)
         self._driver.write(wants_runs=True)
         names = [run.name for run in queue]
         if self.definition.stop_early is not None:  # runs that have ended are what the others are compared with
-            names = [run.name for run in self.definition.runs if run not in queue] + names
+            names = [name for name, state in self.states.items() if state.state in ENDED] + names
         resources = self.definition.resources
         trainable = tune.with_parameters(RunTrial, definition=self.definition, driver=self._driver, cwd=Path.cwd())
         with connected(self.address), tempfile.TemporaryDirectory() as scratch:

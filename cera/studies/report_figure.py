@@ -17,7 +17,6 @@ from matplotlib.ticker import NullLocator
 from cera.studies.axes import StudyError, format_number
 from cera.studies.definition import REPLICATES
 from cera.studies.estimates import Estimate, method_mean
-from cera.studies.report_tables import choice_of
 from cera.studies.selection import complete, finite
 from cera.studies.summary import RunSummary, Summary
 
@@ -101,7 +100,11 @@ def _metric(summary: Summary, x: str | None, metric: str | None) -> str | None:
 
 def _replicates(summary: Summary) -> str:
     seeds = len({run.labels.get(REPLICATES, "") for run in summary.runs})
-    return "one seed" if seeds == 1 else f"mean over {seeds} seeds, 95% intervals"
+    if seeds == 1:
+        return "one seed"
+    searched = 0 if summary.selection is None else len(summary.selection.search_seeds)
+    elsewhere = f" at the best value, {searched} at others" if 0 < searched < seeds else ""
+    return f"mean over {seeds} seeds{elsewhere}, 95% intervals"
 
 
 def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
@@ -116,7 +119,7 @@ def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
         _draw_means(panel, good, means, color, method, style)
         bad = [number for number in results if number not in good]
         panel.plot(bad, _heights(bad, index), "x", color=color, transform=panel.get_xaxis_transform())
-        best = choice_of(summary, method).value
+        best = summary.choice(method).value
         chosen = [] if best is None else list(finite(results[numbers[best]]).values())
         if best is not None and chosen:  # the value may be one that this method does not have
             mean = statistics.fmean(chosen)
@@ -134,7 +137,7 @@ def _draw_over_axis(panel: Axes, summary: Summary, x: str, metric: str) -> None:
         groups.setdefault(group, {})[run.method] = number
     for index, (group, numbers) in enumerate(groups.items()):
         color = f"C{index}"
-        means = {m: method_mean(summary, m, choice_of(summary, m).value, metric) for m in numbers}
+        means = {m: method_mean(summary, m, summary.choice(m).value, metric) for m in numbers}
         placed = {m: number for m, number in numbers.items() if number is not None}
         good = sorted((m for m in placed if means[m] is not None), key=placed.__getitem__)
         bad = [number for m, number in placed.items() if means[m] is None]
@@ -197,7 +200,7 @@ def _set_numbers(panel: Axes, numbers: set[float]) -> None:
 
 def _draw_methods(panel: Axes, summary: Summary, metric: str) -> None:
     for index, method in enumerate(summary.methods):
-        mean = method_mean(summary, method, choice_of(summary, method).value, metric)
+        mean = method_mean(summary, method, summary.choice(method).value, metric)
         if mean is not None:
             _draw_means(panel, [index], [mean], f"C{index}", method)
     panel.set_xticks(range(len(summary.methods)), summary.methods, rotation=30, ha="right")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cera.studies.axes import format_number
 from cera.studies.definition import REPLICATES
 from cera.studies.estimates import Estimate, method_difference, method_mean
-from cera.studies.selection import Choice, Results, choose, complete, finite, holm
+from cera.studies.selection import Choice, Results, complete, finite, holm
 from cera.studies.summary import Summary
 from cera.studies.two_way_bootstrap import RESAMPLES
 
@@ -38,17 +38,9 @@ class Table:
 
 def tables(summary: Summary) -> list[Table]:
     """Return the tables of a study, without those that would be empty."""
-    choices = {method: choice_of(summary, method) for method in summary.methods}
+    choices = {method: summary.choice(method) for method in summary.methods}
     made = [_methods(summary, choices), _differences(summary, choices), _grid(summary), _not_finished(summary)]
     return [table for table in made if table.rows]
-
-
-def choice_of(summary: Summary, method: str) -> Choice:
-    """Return the value of the selected axis at which a method is best; without such an axis all seeds are one value."""
-    if summary.selection is None:
-        return Choice("", None, [])
-    results = summary.results(method, summary.selection.metric)
-    return choose(results, summary.grid(method), summary.selection.goal)
 
 
 def notes(summary: Summary) -> list[str]:
@@ -61,7 +53,7 @@ def notes(summary: Summary) -> list[str]:
             "method, and more so those with more values."
         )
     for method in summary.methods:
-        choice = choice_of(summary, method)
+        choice = summary.choice(method)
         if selection is not None and choice.value is None:
             sentences.append(
                 f"{method}: at every {selection.axis} a run diverged, failed, was stopped or has not ended."
@@ -75,6 +67,11 @@ def notes(summary: Summary) -> list[str]:
             )
         if selection is not None and choice.value is not None and choice.excluded:
             sentences.append(f"{method}: not chosen, as a run there has no result: {', '.join(choice.excluded)}.")
+    if selection is not None and selection.search_seeds:
+        sentences.append(
+            f"{', '.join(selection.search_seeds)}: the seeds with which the {selection.axis} of each method is chosen; "
+            "others were run at that value only."
+        )
     seeds = {run.labels[REPLICATES] for run in summary.runs if REPLICATES in run.labels}
     if len(seeds) < 3:
         number = "Two seeds" if len(seeds) == 2 else "One seed"
@@ -167,13 +164,14 @@ def _grid(summary: Summary) -> Table:
     selection = summary.selection
     if selection is None:
         return Table("grid", "", (), ())
-    grids = {method: summary.results(method, selection.metric) for method in summary.methods}
+    grids = {method: summary.search_results(method) for method in summary.methods}
     labels = list(dict.fromkeys(label for grid in grids.values() for label in grid))
     numbers = {label: number for method in summary.methods for label, number in summary.grid(method).items()}
     if set(labels) <= numbers.keys():
         labels.sort(key=numbers.__getitem__)
     rows = [(method, *(_cell(grid.get(label)) for label in labels)) for method, grid in grids.items()]
-    title = f"{selection.metric} by {selection.axis}: mean over the seeds; incomplete where a run has no result."
+    seeds = ", ".join(selection.search_seeds) or "the seeds"
+    title = f"{selection.metric} by {selection.axis}: mean over {seeds}; incomplete where a run has no result."
     return Table("grid", title, ("method", *labels), tuple(rows))
 
 

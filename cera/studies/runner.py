@@ -20,7 +20,8 @@ from cera.runs.signals import Stopped, stop_signals
 from cera.studies.axes import StudyError
 from cera.studies.definition import Definition, StudyRun
 from cera.studies.processes import Processes
-from cera.studies.state import ENDED, RECORDS, RunState, read_state
+from cera.studies.state import ENDED, NOT_WANTED, RECORDS, RunState, read_state
+from cera.studies.summarize import read_states
 from cera.studies.warm import WarmForks
 
 POLL = 0.1
@@ -74,17 +75,22 @@ class Runner:
             Stopped: A signal stopped the study; the runs have saved their state.
         """
         with DirectoryLock(self.folder / RECORDS):
-            for run in self.definition.runs:
-                self._read(run)
-            queue = [run for run in self.definition.runs if self.states[run.name].state not in ENDED]
             with stop_signals(self._stop), contextlib.closing(self._processes):
-                self._work(queue)
-            for run in self.definition.runs:
-                self._read(run)
+                begun = set[str]()
+                while (queue := self._wanted(begun)) and self._signal is None:
+                    begun.update(run.name for run in queue)
+                    self._work(queue)
             self._show()
         if self._signal is not None:
             raise Stopped(self._signal, "the runs have saved their state; the same command goes on.")
         return list(self.states.values())
+
+    def _wanted(self, begun: Collection[str]) -> list[StudyRun]:
+        """Read the states of all runs, and return those to start: after a search of the best value there are others."""
+        for state in read_states(self.definition, self.folder):
+            self.states[state.run.name] = state
+        wanted = [run for run in self.definition.runs if self.states[run.name].state not in (*ENDED, *NOT_WANTED)]
+        return [run for run in wanted if run.name not in begun]
 
     def _work(self, queue: list[StudyRun]) -> None:
         """Bring the runs of the queue to their end, or to a stop after a signal."""

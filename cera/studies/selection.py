@@ -6,7 +6,7 @@ choice.value, choice.excluded  # "lr1e-4", ["lr3e-4"]: a run that diverged or fa
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -53,7 +53,12 @@ class SeedDifference(NamedTuple):
     seeds: int
 
 
-def choose(results: Mapping[str, Results], numbers: Mapping[str, float], goal: Literal["min", "max"] = "min") -> Choice:
+def choose(
+    results: Mapping[str, Results],
+    numbers: Mapping[str, float],
+    goal: Literal["min", "max"] = "min",
+    search_seeds: Collection[str] = (),
+) -> Choice:
     """Return the value whose mean over the seeds is best; of equals the first.
 
     A value at which any seed diverged, failed or has not ended is not chosen: a mean over the others would reward it.
@@ -62,8 +67,14 @@ def choose(results: Mapping[str, Results], numbers: Mapping[str, float], goal: L
         results: Result by seed, by the label of the value.
         numbers: The values that are numbers, by label; only a grid of numbers has edges.
         goal: Whether the lowest or the highest mean is best.
+        search_seeds: The seeds over which means are compared, which all values must have; all if empty. A value at
+            which another seed diverged is not chosen either.
     """
-    means = {label: statistics.fmean(finite(seeds).values()) for label, seeds in results.items() if complete(seeds)}
+    means = {
+        label: statistics.fmean(finite(seeds)[seed] for seed in search_seeds or seeds)
+        for label, seeds in results.items()
+        if complete(seeds) and seeds.keys() >= set(search_seeds)
+    }
     excluded = [label for label in results if label not in means]
     if not means:
         return Choice(None, None, excluded)

@@ -7,6 +7,7 @@ state is right after a kill at any moment.
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -20,16 +21,21 @@ from cera.runs.finished import FinishedRun, RunError
 from cera.runs.lock import in_use
 from cera.studies.axes import StudyError, argument
 from cera.studies.base_measurement import BASE_VALIDATION
-from cera.studies.definition import StudyRun
+from cera.studies.definition import REPLICATES, StudyRun
 from cera.studies.early_stopping import StoppedEarly
 from cera.studies.measures import Measure
 
 RECORDS = "study"
 """The folder of records and logs in the directory of a study."""
 
-State = Literal["finished", "running", "stopped", "stopped early", "diverged", "failed", "not begun"]
+State = Literal[
+    "finished", "running", "stopped", "stopped early", "diverged", "failed", "not begun", "undecided", "not needed"
+]
 ENDED = ("finished", "diverged", "stopped early")
 """States of runs that are not started again."""
+
+NOT_WANTED = ("undecided", "not needed")
+"""States of runs that a search of the best value does not start, or does not yet (``cera.studies.search``)."""
 
 
 @dataclass
@@ -198,11 +204,18 @@ def expected_seconds(states: Sequence[RunState]) -> dict[str, float]:
 def run_seconds_left(states: Sequence[RunState]) -> dict[str, float]:
     """Return an estimate of the seconds that each run still takes, by name; see ``expected_seconds``.
 
-    Runs that have ended or failed are left out.
+    Runs that have ended, failed or are not needed are left out. Of undecided ones, that differ in the selected axis
+    alone, one will be run, so that each counts with its share.
     """
     lengths = expected_seconds(states)
-    left = [state for state in states if state.state not in (*ENDED, "failed")]
-    return {state.run.name: lengths[state.run.name] * (1 - state.share) for state in left} if lengths else {}
+    undecided = Counter(_replicate(state) for state in states if state.state == "undecided")
+    left = [state for state in states if state.state not in (*ENDED, "failed", "not needed")]
+    shares = [1 / undecided[_replicate(state)] if state.state == "undecided" else 1 - state.share for state in left]
+    return {s.run.name: lengths[s.run.name] * share for s, share in zip(left, shares, strict=True)} if lengths else {}
+
+
+def _replicate(state: RunState) -> tuple[str, str | None]:
+    return state.run.method, state.run.labels.get(REPLICATES)
 
 
 def seconds_left(states: Sequence[RunState], parallel: int) -> float | None:

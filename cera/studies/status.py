@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cera.studies.state import RunState, duration, progress_line, run_seconds_left
+from cera.studies.state import NOT_WANTED, RunState, duration, progress_line, run_seconds_left
 
 HEADERS = ("run", "state", "step", "PPL", "time", "left", "reason")
 
@@ -18,9 +18,11 @@ def status_rows(
     Args:
         states: Of all runs, from which the time that is left is estimated.
         longest_reason: Maximum number of characters of a reason.
-        shown: The runs to show; all by default.
+        shown: The runs to show; by default all that are wanted.
     """
     left = run_seconds_left(states)
+    if shown is None:
+        shown = [state for state in states if state.state not in NOT_WANTED]
     return [
         [
             state.run.name,
@@ -31,7 +33,7 @@ def status_rows(
             duration(left[state.run.name]) if state.run.name in left else "-",
             (state.reason or "")[:longest_reason],
         ]
-        for state in (states if shown is None else shown)
+        for state in shown
     ]
 
 

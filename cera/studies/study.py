@@ -23,9 +23,10 @@ from cera.studies.preparation import prepare
 from cera.studies.report import write_report
 from cera.studies.report_figure import figure
 from cera.studies.runner import Runner, Watch
-from cera.studies.state import ENDED, RunState, progress_line, read_state
+from cera.studies.state import ENDED, NOT_WANTED, RunState, progress_line
 from cera.studies.status import NotebookTable, notebook_shell, show_figures_as_png
-from cera.studies.summary import SUMMARY, Summary, summarize_study
+from cera.studies.summarize import read_states, summarize_study
+from cera.studies.summary import SUMMARY, Summary
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Study:
         """
         if watch is None:
             watch = _print_changes(parallel) if notebook_shell() is None else NotebookTable(parallel)
-        if self.definition.prepare and any(state.state not in ENDED for state in self.states()):
+        if self.definition.prepare and any(state.state not in (*ENDED, *NOT_WANTED) for state in self.states()):
             prepare(self.definition.prepare)
         if ray is not None:
             require("a study on Ray", "studies")
@@ -100,7 +101,7 @@ class Study:
 
     def states(self) -> list[RunState]:
         """Return how far each run is."""
-        return [read_state(self.folder, run, self.definition.measures) for run in self.definition.runs]
+        return read_states(self.definition, self.folder)
 
     def summary(self) -> Summary:
         """Return what a report needs, from the run directories."""

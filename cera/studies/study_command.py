@@ -29,9 +29,10 @@ from cera.progress import progress
 from cera.runs.files import replacing
 from cera.studies.claims import read_claims
 from cera.studies.claims_page import claims_page
+from cera.studies.definition import REPLICATES
 from cera.studies.processes import command_to_train
 from cera.studies.report import write_report
-from cera.studies.state import ENDED, duration, expected_seconds, progress_line, seconds_left
+from cera.studies.state import ENDED, NOT_WANTED, RunState, duration, expected_seconds, progress_line, seconds_left
 from cera.studies.study import Study
 from cera.studies.summary import SUMMARY, Summary
 
@@ -90,29 +91,39 @@ def _run(options: argparse.Namespace) -> int:
 def _plan(study: Study, options: argparse.Namespace) -> int:
     if options.shell:
         for state in study.states():
-            if state.state not in ENDED:
+            if state.state not in (*ENDED, *NOT_WANTED):
                 _, *command = command_to_train(study.folder, state.run)
                 print(shlex.join(["python", *command]))
         return 0
     # which takes seconds to import, and is not needed by the other actions
     from cera.cli.study_plan import plan_runs
 
-    runs = study.definition.runs
-    planned, missing = plan_runs(progress(runs, "planning", "run"), options.base, options.memory)
     states = study.states()
+    runs = [state.run for state in states if state.state not in NOT_WANTED]
+    planned, missing = plan_runs(progress(runs, "planning", "run"), options.base, options.memory)
     left = seconds_left(states, options.parallel)
     time_left = "unknown, as no run has ended yet" if left is None else duration(left)
     print(f"{plan_table(planned, options.memory, expected_seconds(states))}\n")
     if missing is not None:
         print(f"parameters unknown: {missing}\nGive such a directory as --base.\n", file=sys.stderr)
-    print(f"{len(runs)} runs in {study.folder}; time with --parallel {options.parallel}: {time_left}")
+    number = f"{len(runs)} runs in {study.folder}{_later_runs(study, states)}"
+    print(f"{number}; time with --parallel {options.parallel}: {time_left}")
     return 0
+
+
+def _later_runs(study: Study, states: list[RunState]) -> str:
+    """Return how many runs come when the search of each method has ended, in words."""
+    undecided = {(state.run.method, state.run.labels[REPLICATES]) for state in states if state.state == "undecided"}
+    selection = study.definition.selection
+    if not undecided or selection is None:
+        return ""
+    return f", and {len(undecided)} to come, each method's other seeds at its best {selection.axis}"
 
 
 def _run_study(study: Study, options: argparse.Namespace) -> int:
     states = study.run(options.parallel, LiveTable(options.parallel), options.ray, not options.no_fork)
     print(f"\n{status_table(states)}\n\nsummary: {study.folder / SUMMARY}")
-    return int(any(state.state not in ("finished", "stopped early") for state in states))
+    return int(any(state.state not in ("finished", "stopped early", "not needed") for state in states))
 
 
 def _status(study: Study, options: argparse.Namespace) -> int:

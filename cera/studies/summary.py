@@ -1,12 +1,10 @@
 """The summary of a study: all that its report needs, as one small JSON file that can be committed.
 
-summary = summarize_study(definition, Path("runs/smol_lr"))
-summary.save(Path("summary.json"))
-assert Summary.read(Path("summary.json")) == summary
+summary = Summary.read(Path("results/tunnel_sanity/summary.json"))
+summary.choice("lora-r192").value  # its best learning rate, such as "lr1e-3"
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,18 +12,13 @@ from typing import Any
 
 from cera.foreign_files import FileError, read_json_object
 from cera.runs.files import replacing
-from cera.runs.finished import FinishedRun
-from cera.studies.definition import REPLICATES, Definition, ReportOptions, Selection, StudyRun
-from cera.studies.measures import Measure
+from cera.studies.definition import REPLICATES, ReportOptions, Selection
 from cera.studies.problem_scores import ProblemScores
-from cera.studies.selection import Results
-from cera.studies.state import ENDED, read_state
+from cera.studies.selection import Choice, Results, choose
+from cera.studies.state import ENDED
 
 SUMMARY = "summary.json"
 """The file in the directory of a study."""
-
-DIGITS = 10
-"""Significant digits of the values: rounding of the last bit does not change a report."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +94,28 @@ class Summary:
         runs = [run for run in self.runs if run.method == method and self._label(run) == label]
         return {run.labels.get(REPLICATES, ""): run for run in runs}
 
+    def search_results(self, method: str) -> dict[str, Results]:
+        """Return a method's values of the deciding metric by label, of the seeds that decide; without any, all are."""
+        if self.selection is None:
+            return {}
+        results = self.results(method, self.selection.metric)
+        seeds = self.selection.search_seeds
+        return {label: {s: by[s] for s in by if s in seeds or not seeds} for label, by in results.items()}
+
+    def choice(self, method: str) -> Choice:
+        """Return the value of the selected axis at which a method is best; without such an axis all are one value."""
+        if self.selection is None:
+            return Choice("", None, [])
+        results, seeds = self.results(method, self.selection.metric), self.selection.search_seeds
+        if seeds:  # one of the other seeds that has not ended yet does not speak against its value
+            results = {label: self._ended(method, label, by) for label, by in results.items()}
+        return choose(results, self.grid(method), self.selection.goal, seeds)
+
+    def _ended(self, method: str, label: str, results: Results) -> Results:
+        assert self.selection is not None
+        runs, seeds = self.runs_by_seed(method, label), self.selection.search_seeds
+        return {seed: value for seed, value in results.items() if seed in seeds or runs[seed].state in ENDED}
+
     def _label(self, run: RunSummary) -> str:
         return "" if self.selection is None else run.labels[self.selection.axis]
 
@@ -129,7 +144,7 @@ class Summary:
             return cls(
                 content["study"],
                 tuple(content["axes"]),
-                None if content["selection"] is None else Selection(**content["selection"]),
+                None if content["selection"] is None else _read_selection(content["selection"]),
                 ReportOptions(**{**report, "metrics": tuple(report["metrics"])}),
                 tuple(_read_run(run) for run in content["runs"]),
             )
@@ -137,54 +152,10 @@ class Summary:
             raise FileError(f"{path} is no summary of a study: {error}.") from error
 
 
+def _read_selection(content: dict[str, Any]) -> Selection:
+    return Selection(**{**content, "search_seeds": tuple(content.get("search_seeds", ()))})
+
+
 def _read_run(content: dict[str, Any]) -> RunSummary:
     problems = {name: ProblemScores(**scores) for name, scores in content.get("problems", {}).items()}
     return RunSummary(**{**content, "problems": problems})
-
-
-def summarize_study(definition: Definition, folder: Path) -> Summary:
-    """Read the run directories of a study.
-
-    Args:
-        definition: The study.
-        folder: Its directory.
-
-    Raises:
-        StudyError: A run was started with other settings than the study has now.
-    """
-    runs = tuple(_summarize_run(folder, run, definition.measures) for run in definition.runs)
-    axes = tuple(axis.name for axis in definition.axes)
-    return Summary(definition.name, axes, definition.selection, definition.report, runs)
-
-
-def _summarize_run(folder: Path, run: StudyRun, measures: tuple[Measure, ...]) -> RunSummary:
-    state = read_state(folder, run, measures)
-    values: dict[str, float] = {}
-    problems: dict[str, ProblemScores] = {}
-    parameters, base = None, None
-    if state.state in ENDED:
-        finished_run = FinishedRun.read(folder / run.name)
-        for measure in measures if state.state == "finished" else ():
-            values |= measure.values(finished_run)
-            problems |= measure.problems(finished_run)
-        base = finished_run.curve("val/perplexity").get(0)
-        environment = finished_run.path / "environment.json"
-        recorded: Any = read_json_object(environment).get("trainable_parameters") if environment.exists() else None
-        parameters = recorded if isinstance(recorded, int) else None
-    rounded = {name: number for name, value in values.items() if (number := _rounded(value)) is not None}
-    return RunSummary(
-        run.name,
-        run.method,
-        dict(run.labels),
-        dict(run.numbers),
-        state.state,
-        state.reason,
-        parameters,
-        rounded,
-        _rounded(base),
-        problems,
-    )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")

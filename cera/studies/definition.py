@@ -130,6 +130,15 @@ class Definition:
     stop_early: StopEarly | None
     prepare: tuple[str, ...]
 
+    @property
+    def number_of_runs(self) -> int:
+        """Number of runs that the study comes to: after a search, each other seed of a method is run at one value."""
+        search_seeds = () if self.selection is None else self.selection.search_seeds
+        if not search_seeds:
+            return len(self.runs)
+        others = {(run.method, seed) for run in self.runs if (seed := run.labels[REPLICATES]) not in search_seeds}
+        return sum(run.labels[REPLICATES] in search_seeds for run in self.runs) + len(others)
+
 
 def read_definition(path: Path) -> Definition:
     """Read a study's file.

@@ -46,6 +46,7 @@ def test_other_seeds_are_run_at_the_best_value_only(tmp_path) -> None:
     loaded.run(parallel=2)
     assert names(loaded, "finished") == SEARCH | CHOSEN
     assert len(names(loaded, "not needed")) == 6
+    assert loaded.definition.number_of_runs == len(SEARCH | CHOSEN)
     begun = {path.parent.name: path.read_text() for path in loaded.folder.glob("*/begun")}
     assert begun == dict.fromkeys(SEARCH | CHOSEN, "new\n")
     loaded.run()

@@ -39,7 +39,7 @@ def test_a_study_has_the_name_of_its_file_and_readable_runs(path) -> None:
 def test_a_study_for_this_machine_says_how_many_runs_it_has(path) -> None:
     comment = path.read_text(encoding="utf-8").partition("\nname:")[0]
     (said,) = re.findall(r"\b(\d+) runs\b", comment)
-    assert int(said) == len(definition_of(path).runs)
+    assert int(said) == definition_of(path).number_of_runs
 
 
 def test_the_page_has_each_study_with_its_number_of_runs() -> None:
@@ -52,7 +52,8 @@ def test_the_page_has_each_study_with_its_number_of_runs() -> None:
     of_the_paper = {path.stem.removeprefix("tunnel_").removeprefix("smol_") for path in SHIPPED}
     of_the_paper -= {"lr", "quick", "sanity", "sanity_long"}
     assert shown.keys() == {f"{prefix}{name}" for name in of_the_paper for prefix in ("", "smol_", "tunnel_")}
-    assert shown == {name: len(definition_of(REPOSITORY / f"configs/studies/{name}.yaml").runs) for name in shown}
+    paths = {name: REPOSITORY / f"configs/studies/{name}.yaml" for name in shown}
+    assert shown == {name: definition_of(path).number_of_runs for name, path in paths.items()}
 
 
 @each_study

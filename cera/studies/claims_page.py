@@ -43,9 +43,9 @@ Known by then were the benchmarks, the wind tunnel's checks (`tunnel_sanity`) an
 
 RULES = """## The rules
 
-- Each method is taken at its own best rate, which the validation's perplexity chooses over all seeds; what is
-  compared is of other rows. Where a pattern such as `cera-*` names several methods, the best one by the same
-  perplexity is taken.
+- Each method is taken at its own best rate, which the validation's perplexity chooses, over all seeds or over those
+  with which the study searches; what is compared is of other rows. Where a pattern such as `cera-*` names several
+  methods, the best one by the same perplexity is taken.
 - Differences are paired by seed. Intervals are 95%: Student's over the seeds, or of 10,000 bootstrap resamples of
   seeds and problems where there is a score for each problem (`Student`, `bootstrap` below). "log" marks differences
   of logarithms: 0.01 is 1%.

@@ -1,6 +1,7 @@
 """What each factor of a factorial study does: main effects, interactions of two, and a path of single changes.
 
-    for effect in effects(summary, {"adapter": ["identity", "silu"], "scale": ["a32", "s1"]}, "effective_rank", log=True):
+    factors = {"adapter": ["identity", "silu"], "scale": ["a32", "s1"]}
+    for effect in effects(summary, factors, "effective_rank", log=True):
         print(effect.name, effect.estimate)
 
 Each method is taken at its own best value of the selected axis, and sums are paired by seed.

@@ -73,8 +73,10 @@ def test_an_additive_study_has_its_main_effects_and_no_interaction() -> None:
     found = {effect.name: effect for effect in effects(factorial(values), FACTORS, "ppl")}
     for name, effect in found.items():
         size = 0.0 if "at" in name.split() else shift[name.split(": ")[1].split()[0]]
-        assert effect.estimate is not None and effect.estimate.mean == pytest.approx(size, abs=0.03)
-        assert effect.adjusted is not None and (effect.adjusted < 0.01) == (size != 0)
+        assert effect.estimate is not None
+        assert effect.estimate.mean == pytest.approx(size, abs=0.03)
+        assert effect.adjusted is not None
+        assert (effect.adjusted < 0.01) == (size != 0)
 
 
 def test_the_steps_of_a_path_add_up() -> None:

@@ -1,0 +1,200 @@
+"""Writes docs/findings.md and its figures from committed summaries alone: the same bytes each time.
+
+    python scripts/findings.py
+
+The text is docs/findings.md.j2, a template of Jinja, in which each number, table and figure is a call of a method of
+``Summaries``, such as ``{{ mean("tunnel_table3", "cera", "held_out_perplexity") }}``. So no number is typed.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from cera.runs.files import replacing
+from cera.studies.axes import StudyError
+from cera.studies.claims import read_claims
+from cera.studies.claims_page import Tested, examine
+from cera.studies.estimates import Estimate, method_difference, method_mean
+from cera.studies.factorial import Effect, effects, path
+from cera.studies.lr_robustness_figure import save_figure
+from cera.studies.report_figure import figure
+from cera.studies.report_tables import markdown_table
+from cera.studies.summary import SUMMARY, Summary
+from cera.studies.verdicts import together
+
+REPOSITORY = Path(__file__).parent.parent
+TEMPLATE = REPOSITORY / "docs" / "findings.md.j2"
+PAGE = REPOSITORY / "docs" / "findings.md"
+
+CALLS = ("mean", "difference", "rate", "seeds", "runs", "methods", "effects", "path", "figure", "verdict", "verdicts")
+"""What the template may call: methods of ``Summaries``."""
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """What the template may ask of committed summaries.
+
+    Attributes:
+        results: Directory of ``STUDY/summary.json``.
+        benchmarks: Directory of results of benchmarks.
+        claims: The file of claims.
+        pictures: Directory of figures that are drawn.
+    """
+
+    results: Path
+    benchmarks: Path
+    claims: Path
+    pictures: Path
+
+    def summary(self, study: str) -> Summary:
+        """Return a study's summary."""
+        return _read(self.results / study / SUMMARY)
+
+    def mean(self, study: str, method: str, metric: str) -> str:
+        """Return a method's mean at its best rate, with its 95% interval."""
+        summary = self.summary(study)
+        return _written(method_mean(summary, method, self._label(summary, method), metric))
+
+    def difference(self, study: str, method: str, reference: str, metric: str) -> str:
+        """Return a method's value less that of the reference, paired by seed, with its 95% interval."""
+        summary = self.summary(study)
+        first, second = [(name, self._label(summary, name)) for name in (reference, method)]
+        return _written(method_difference(summary, first, second, metric), "+")
+
+    def rate(self, study: str, method: str) -> str:
+        """Return a method's best rate."""
+        summary = self.summary(study)
+        return f"{summary.grid(method)[self._label(summary, method)]:g}"
+
+    def seeds(self, study: str) -> int:
+        """Return the number of seeds of a study."""
+        return len({run.labels["seed"] for run in self.summary(study).runs})
+
+    def runs(self, study: str) -> str:
+        """Return how many runs of a study have a result, as in ``50``, or ``49 of 50``."""
+        runs = self.summary(study).runs
+        finished = sum(run.state == "finished" for run in runs)
+        return str(finished) if finished == len(runs) else f"{finished} of {len(runs)}"
+
+    def methods(self, study: str, metrics: Sequence[str], methods: Mapping[str, str] | None = None) -> str:
+        """Return a table of methods at their best rates: a row each, with parameters, rate and metrics.
+
+        Args:
+            study: Name of the study.
+            metrics: Its columns.
+            methods: Words by method; all methods by their names by default.
+        """
+        summary = self.summary(study)
+        rows = []
+        for method, words in (methods or {method: method for method in summary.methods}).items():
+            parameters = {run.parameters for run in summary.runs if run.method == method} - {None}
+            means = [self.mean(study, method, metric) for metric in metrics]
+            size = " or ".join(f"{number:,}" for number in sorted(parameters)) or "-"
+            rows.append((words, size, self.rate(study, method) + self._edge(summary, method), *means))
+        headers = ("method", "parameters", "best rate", *metrics)
+        return markdown_table(headers, rows, ["---", *["---:"] * (len(headers) - 1)])
+
+    def effects(self, study: str, factors: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> str:
+        """Return a table of main effects and interactions on the logarithms of metrics, one a column."""
+        columns = [effects(self.summary(study), factors, metric, log=True) for metric in metrics]
+        return _effects_table("effect", columns, metrics)
+
+    def path(self, study: str, methods: Sequence[str], metrics: Sequence[str]) -> str:
+        """Return a table of the steps from one method to another on the logarithms of metrics, one a column."""
+        columns = [path(self.summary(study), methods, metric, log=True) for metric in metrics]
+        return _effects_table("step", columns, metrics)
+
+    def figure(self, study: str, words: str, x: str | None = None, metric: str | None = None) -> str:
+        """Draw a figure of a study's report and return its place in the text; ``words`` are for who cannot see it."""
+        drawn = figure(self.summary(study), x, metric)
+        if drawn is None:
+            raise StudyError(f"{study} has no values to draw of {metric}.")
+        name = "_".join(["findings", study, *([x] if x else []), *([metric] if metric else [])])
+        save_figure(drawn, self.pictures / f"{name}.png")
+        return f"![{words}](pictures/{name}.png)"
+
+    def verdict(self, claim: str) -> str:
+        """Return the verdict of a claim, over all of its tests that have been run."""
+        tested = self._examined[claim]
+        return together([each.decision.verdict for each in tested if each.evidence is not None])
+
+    def verdicts(self) -> dict[str, list[str]]:
+        """Return the ids of the claims by verdict."""
+        by_verdict: dict[str, list[str]] = {}
+        for claim in self._examined:
+            by_verdict.setdefault(self.verdict(claim), []).append(claim)
+        return by_verdict
+
+    @cached_property
+    def _examined(self) -> dict[str, list[Tested]]:
+        return examine(read_claims(self.claims), self.results, self.benchmarks)
+
+    @staticmethod
+    def _label(summary: Summary, method: str) -> str:
+        label = summary.choice(method).value
+        if label is None:
+            known = ", ".join(summary.methods)
+            raise StudyError(f"{summary.study} has no best rate of {method}; its methods are {known}.")
+        return label
+
+    @staticmethod
+    def _edge(summary: Summary, method: str) -> str:
+        edge = summary.choice(method).edge
+        return "" if edge in (None, "only") else f" ({edge})"
+
+
+@cache
+def _read(path: Path) -> Summary:
+    return Summary.read(path)
+
+
+def _written(estimate: Estimate | None, sign: str = "") -> str:
+    if estimate is None:
+        raise StudyError("no seed has a value for this number.")
+    interval = "" if estimate.low is None else f" [{estimate.low:{sign}.4g}, {estimate.high:{sign}.4g}]"
+    return f"{estimate.mean:{sign}.4g}{interval}"
+
+
+def _effects_table(heading: str, columns: Sequence[Sequence[Effect]], metrics: Sequence[str]) -> str:
+    rows = []
+    for row in zip(*columns, strict=True):
+        cells = [_written(effect.estimate, "+") + ("*" if (effect.adjusted or 1) < 0.05 else "") for effect in row]
+        rows.append((row[0].name, *cells))
+    return markdown_table((heading, *(f"log {metric}" for metric in metrics)), rows, ["---", *["---:"] * len(metrics)])
+
+
+def render(template: str, summaries: Summaries) -> str:
+    """Return the page, and draw its figures.
+
+    Raises:
+        StudyError: The template asks for a method or value that a summary does not have.
+        FileError: It asks for a study without a committed summary.
+    """
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(undefined=StrictUndefined, **blocks)
+    return environment.from_string(template).render({name: getattr(summaries, name) for name in CALLS})
+
+
+def repository(root: Path = REPOSITORY, pictures: Path | None = None) -> Summaries:
+    """Return the summaries that are committed."""
+    claims = root / "configs" / "claims" / "paper.yaml"
+    return Summaries(root / "results", root / "benchmarks" / "results", claims, pictures or root / "docs" / "pictures")
+
+
+def main() -> None:
+    """Write the page and its figures."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    ).parse_args()
+    page = render(TEMPLATE.read_text(encoding="utf-8"), repository())
+    with replacing(PAGE) as file:
+        file.write_text(page, encoding="utf-8", newline="\n")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ The same files give the same bytes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cera.spectral.convention import PROTOCOLS, Convention
@@ -198,8 +198,10 @@ def _convention(test: ClaimTest) -> str:
         quantity = next((name for name in ("latent", "weight") if metric.startswith(f"{name}_")), "update")
         for protocol, convention in PROTOCOLS.items():
             suffix = "" if protocol == "ours" else f"_{protocol}"
-            if metric.removeprefix(f"{quantity}_") in {f"{name}{suffix}" for name in MEASURES}:
-                return f" (protocol {protocol}: {_words(convention, quantity)})"
+            for centring, centre in {"": convention.centre, "_centred": True, "_uncentred": False}.items():
+                if metric.removeprefix(f"{quantity}_") in {f"{name}{suffix}{centring}" for name in MEASURES}:
+                    words = _words(replace(convention, centre=centre), quantity)
+                    return f" (protocol {protocol}{', but' if centring else ':'} {words})"
     return ""
 
 

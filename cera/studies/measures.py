@@ -11,6 +11,7 @@ A measure of your own is a subclass of ``Measure``, which a study's file names b
 import importlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,17 +81,23 @@ class SpectraMeasures(Measure):
     Args:
         protocol: The convention; see ``cera.spectral.convention``. Names of values end in it, if it is not ours.
         quantity: Which matrix, such as ``update`` or ``latent``. Names of values begin with it, if not ``update``.
+        centre: Whether the mean over tokens is subtracted, in place of what the convention says. Names of values then
+            end in ``_centred`` or ``_uncentred``.
     """
 
-    def __init__(self, protocol: Protocol = "ours", quantity: Quantity = "update") -> None:
+    def __init__(self, protocol: Protocol = "ours", quantity: Quantity = "update", centre: bool | None = None) -> None:
         for name, value, known in (("protocol", protocol, PROTOCOLS), ("quantity", quantity, get_args(Quantity))):
             if value not in known:
                 raise StudyError(f"measure.spectra.{name} must be one of {', '.join(known)}, got {value!r}.")
-        self.protocol, self.quantity = protocol, quantity
+        if centre not in (None, True, False):
+            raise StudyError(f"measure.spectra.centre must be true or false, got {centre!r}.")
+        self.protocol, self.quantity, self.centre = protocol, quantity, centre
 
     def values(self, run: FinishedRun) -> dict[str, float]:
         """Return the detailed measures, each as one value over the layers of the convention."""
         spectra, convention = run.spectra(), PROTOCOLS[self.protocol]
+        if self.centre is not None:
+            convention = replace(convention, centre=self.centre)
         if not spectra:
             return {}
         sample = spectra[-1].sample
@@ -103,6 +110,7 @@ class SpectraMeasures(Measure):
         means = summarize(layers, spectra[-1].ranks, convention).means
         prefix = "" if self.quantity == "update" else f"{self.quantity}_"
         suffix = "" if self.protocol == "ours" else f"_{self.protocol}"
+        suffix += {None: "", True: "_centred", False: "_uncentred"}[self.centre]
         return {
             f"{prefix}{name}{suffix}": means[name][ALL_LAYERS]
             for name, measure in MEASURES.items()

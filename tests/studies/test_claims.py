@@ -64,7 +64,7 @@ def test_a_part_of_a_study_tests_what_it_has(results, state) -> None:
     assert verdicts["lora-plateau"] == ["holds"]
     expected = "undecided" if state == "failed" else "not tested here yet"
     assert verdicts["cera-r64-below-lora-r512"] == [expected]
-    assert verdicts["er-saturates-for-lora"] == ["not tested here yet"]  # the summary lacks its methods
+    assert set(verdicts["er-saturates-for-lora"]) == {"not tested here yet"}  # the summary lacks its methods
 
 
 def test_the_committed_page_is_what_the_command_makes(tmp_path, capsys) -> None:

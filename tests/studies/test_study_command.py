@@ -17,7 +17,6 @@ from study_files import study
 
 from cera.cli.main import main
 from cera.runs.finished import FinishedRun
-from cera.studies.definition import read_definition
 from cera.studies.measures import HeldOutPerplexity, SpectraMeasures, TaskAccuracy
 from cera.studies.study import Study
 
@@ -136,8 +135,9 @@ def test_every_shipped_study_plans(path, tmp_path, monkeypatch, capsys) -> None:
     assert main(["study", "plan", str(path), f"--runs={tmp_path}", *base]) == 0
     printed = capsys.readouterr().out
     assert "unknown, as no run has ended yet" in printed
-    definition = read_definition(path)
-    for run in definition.runs:
+    planned = [state.run for state in Study.load(path, tmp_path).states() if state.state == "not begun"]
+    assert planned
+    for run in planned:
         assert re.search(rf"^{re.escape(run.name)} +{re.escape(run.method)} +[\d,]+$", printed, re.MULTILINE), run.name
 
 
@@ -203,6 +203,12 @@ def test_spectra_by_protocol(two_runs) -> None:
     assert {"effective_rank", "auc_90"} <= ours.keys()
     latent = SpectraMeasures(quantity="latent").values(run)
     assert latent.keys() == {f"latent_{name}" for name in ours}
+    assert SpectraMeasures(centre=False).values(run) == {f"{name}_uncentred": value for name, value in ours.items()}
+    centred = SpectraMeasures(centre=True).values(run)
+    assert centred.keys() == {f"{name}_centred" for name in ours}
+    *_, recorded = run.curve("spectra_centred/effective_rank/mean").values()
+    assert centred["effective_rank_centred"] == pytest.approx(recorded, rel=1e-5)
+    assert centred["effective_rank_centred"] != pytest.approx(ours["effective_rank"], rel=0.01)
     with pytest.raises(ValueError, match="protocol authors measures tokens 'with_padding', and the run recorded 'all'"):
         SpectraMeasures("authors").values(run)
 

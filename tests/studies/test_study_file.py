@@ -157,6 +157,7 @@ WRONG = [
     ({"measure": ["perplexty"]}, "measure: 'perplexty' must be perplexity, held_out, spectra"),
     ({"measure": ["nowhere.Measure"]}, "measure: nowhere.Measure cannot be imported"),
     ({"measure": [{"spectra": {"protocol": "mine"}}]}, "measure.spectra.protocol must be one of paper, authors, ours"),
+    ({"measure": [{"spectra": {"centre": "yes"}}]}, "measure.spectra.centre must be true or false, got 'yes'"),
     ({"measure": [{"spectra": {"protocl": "ours"}}]}, "measure.spectra has the unknown key 'protocl'"),
     ({"measure": ["evaluation"]}, "measure.evaluation: .* missing 2 required"),
     ({"measure": [{"held_out": {"settings": {"data.batch_size": 1}}}]}, "must set data.validation"),

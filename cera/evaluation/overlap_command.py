@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from cera.cli.command_parser import CommandParser
-from cera.cli.compose import compose
+from cera.cli.configured_rows import CONFIGURATIONS, configured
 from cera.cli.outputs import check_outputs
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
@@ -110,8 +109,8 @@ def find_set(path: Path, keys: Sequence[str], files: Sequence[str] | None = None
         if files:
             raise DataError(f"{path} is a file itself: local files go with a configuration.")
         source: ChatDataset | Task = QuestionsAndAnswers(data_files=str(path))
-    elif path.suffix in (".yaml", ".yml"):
-        source = _configured(path, keys)
+    elif path.suffix in CONFIGURATIONS:
+        source = configured(path, keys, ChatDataset, Task)
     else:
         raise DataError(f"{path} is neither a configuration (.yaml) nor a file of rows ({', '.join(LOADERS)}).")
     if files:
@@ -120,27 +119,6 @@ def find_set(path: Path, keys: Sequence[str], files: Sequence[str] | None = None
         source.data_files = list(files)
     source.check()
     return source
-
-
-def _configured(path: Path, keys: Sequence[str]) -> ChatDataset | Task:
-    configuration = compose(path)
-    for key in keys:
-        part: Any = configuration
-        for name in key.split("."):
-            part = part.get(name) if isinstance(part, dict) else None
-        if part is not None:
-            return _instantiate(part, f"{path}: {key}")
-    raise DataError(f"{path} describes no set of rows: it has no {' and no '.join(keys)}.")
-
-
-def _instantiate(part: Any, where: str) -> ChatDataset | Task:
-    set_parsing_settings(subclasses_enabled=[ChatDataset, Task])  # a configuration names a subclass of one
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--set", type=ChatDataset | Task)
-    try:
-        return parser.instantiate(parser.parse_object({"set": part})).set
-    except (ArgumentError, ValueError) as error:
-        raise DataError(f"{where} is no dataset and no task: {error}") from error
 
 
 def overlap_table(result: Overlap) -> str:

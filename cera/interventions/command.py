@@ -27,6 +27,7 @@ from peft import PeftModel
 
 from cera.cli import intervention_tables as tables
 from cera.cli.command_parser import CommandParser
+from cera.cli.configured_rows import chat_rows
 from cera.cli.errors import UsageError
 from cera.cli.evaluation_file import read_evaluation
 from cera.cli.outputs import check_output
@@ -69,7 +70,11 @@ def main(arguments: list[str]) -> int:
     """Run the command and return its exit status: 2 after a user's mistake."""
     parser = CommandParser("intervene", __doc__)
     parser.add_argument("folder", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
-    parser.add_argument("--data", type=user_path, help="chat file to fit to and measure on (default: word problems)")
+    parser.add_argument(
+        "--data",
+        type=user_path,
+        help="rows to fit to and measure on: a chat file or configuration (default: word problems)",
+    )
     parser.add_argument("--rows", type=int, default=64, help="number of rows to measure on (default: 64)")
     parser.add_argument("--fit-rows", type=int, default=128, help="number of other rows to fit to (default: 128)")
     parser.add_argument("--level", choices=[*LEVELS, "all"], default="all", help="form of C (default: all)")
@@ -123,7 +128,7 @@ def _prepare(options: argparse.Namespace) -> _Prepared:
     other = SavedAdapter.find(options.against, options.base) if options.against is not None else None
     if other is not None and other.base != saved.base:
         raise UsageError(f"--against must be an adapter of the same base, {saved.base}, got one of {other.base}.")
-    data = separate_rows(saved.base, options.data, options.rows, options.fit_rows, saved.chat_template)
+    data = separate_rows(saved.base, chat_rows(options.data), options.rows, options.fit_rows, saved.chat_template)
     data.setup()
     batches = list(data.val_dataloader())
     fit_batches = list(islice(data.train_dataloader(), -(-options.fit_rows // data.batch_size)))

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cera.cli.command_parser import CommandParser
+from cera.cli.configured_rows import chat_rows
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
 from cera.cli.tables import table
@@ -48,7 +49,11 @@ def main(arguments: list[str]) -> int:
     parser = CommandParser("linearize", __doc__)
     parser.add_argument("folder", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument("--rank", type=int, help="rank of the LoRA (default: the adapter's r)")
-    parser.add_argument("--data", type=user_path, help="chat file to fit to and measure on (default: GSM-symbolic)")
+    parser.add_argument(
+        "--data",
+        type=user_path,
+        help="rows to fit to and measure on: a chat file or configuration (default: GSM-symbolic)",
+    )
     parser.add_argument("--rows", type=int, default=256, help="number of rows; a quarter is held out of the fit")
     parser.add_argument("--base", type=expand_home, help="base model (default: the one that the adapter names)")
     parser.add_argument("--layers-at-a-time", type=int, help="layers fitted in one pass over the data, to save memory")
@@ -139,7 +144,7 @@ def _load(options: argparse.Namespace) -> tuple[SavedAdapter, list[dict[str, Any
         if value is not None and value < 1:
             raise RunError(f"--{flag} must be at least 1, got {value}.")
     saved = SavedAdapter.find(options.folder, options.base)
-    data = measured_rows(saved.base, options.data, options.rows, chat_template=saved.chat_template)
+    data = measured_rows(saved.base, chat_rows(options.data), options.rows, chat_template=saved.chat_template)
     settings = saved.settings
     if not can_linearize(PeftConfig.from_pretrained(str(saved.folder))):
         named = ("peft_type", "granularity", "target_parameters", "use_dora")

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from cera.cli.command_parser import CommandParser
+from cera.cli.configured_rows import chat_rows
 from cera.cli.outputs import check_outputs
 from cera.cli.paths import expand_home, user_path
 from cera.cli.run_command import run_command
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--aggregate", choices=get_args(Aggregate), help="how layers become one number")
     parser.add_argument("--tokens", choices=get_args(Tokens), help="which positions to measure")
     parser.add_argument(
-        "--data", type=user_path, help="chat file to measure all adapters on (default: what runs recorded)"
+        "--data", type=user_path, help="chat file or configuration to measure all on (default: what runs recorded)"
     )
     parser.add_argument(
         "--rows",
@@ -175,7 +176,7 @@ def _serves(recorded: Spectra, options: argparse.Namespace, convention: Conventi
 
 def _measure(saved: SavedAdapter, options: argparse.Namespace, convention: Convention) -> Spectra:
     batches = measured_batches(
-        saved.base, options.data, convention.rows, convention.tokens == "with_padding", saved.chat_template
+        saved.base, chat_rows(options.data), convention.rows, convention.tokens == "with_padding", saved.chat_template
     )
     print(f"loading {saved.base} with {saved.folder}", file=sys.stderr, flush=True)
     shown = progress(batches, "measuring spectra", "batch")

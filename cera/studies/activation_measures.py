@@ -1,6 +1,7 @@
 """Measures of what an adapter's activation does. Adapters without one, such as LoRA, have no such values."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 from peft import PeftConfig
@@ -9,6 +10,7 @@ from cera.foreign_files import read_json_object
 from cera.interventions import Level, can_intervene
 from cera.linearize import can_linearize
 from cera.runs.adapter_settings import import_method, make_config, read_settings
+from cera.runs.adapter_weights import read_weights
 from cera.runs.finished import FinishedRun, RunError, read_config
 from cera.studies.axes import StudyError
 from cera.studies.measure import CERA, Measure, number
@@ -20,7 +22,7 @@ class LinearizationMeasure(Measure):
     Args:
         rank: Rank of the LoRA; ``None`` takes the adapter's r.
         rows: Number of rows; a quarter is held out of the fit.
-        data: Chat file to fit to and measure on; word problems by default.
+        data: Chat file to fit to and measure on, or configuration with ``data.validation``; word problems by default.
     """
 
     files = ("data",)
@@ -58,7 +60,7 @@ class InterventionsMeasure(Measure):
         rows: Number of rows to measure on.
         fit_rows: Number of other rows that the parts are fitted to.
         level: Form of the linear part; see ``cera.interventions``.
-        data: Chat file of these rows; word problems by default.
+        data: Chat file of these rows, or configuration with ``data.validation``; word problems by default.
     """
 
     files = ("data",)
@@ -90,6 +92,18 @@ class InterventionsMeasure(Measure):
             for row in conditions
             if row.get("condition") != "whole"
         }
+
+
+class LearnedMixMeasure(Measure):
+    """``learned_mix``: what gamma of ``z + gamma (silu(z) - z)`` has become; 0 is the identity, and 1 is SiLU."""
+
+    def values(self, run: FinishedRun) -> dict[str, float]:
+        """Return ``gamma``, its mean over the adapted modules, with ``gamma_lowest`` and ``gamma_highest``."""
+        weights = read_weights(run.path / "adapter")
+        gammas = [float(weight) for name, weight in weights.items() if name.endswith(".mix.gamma")]
+        if not gammas:
+            return {}
+        return {"gamma": fmean(gammas), "gamma_lowest": min(gammas), "gamma_highest": max(gammas)}
 
 
 def _saved_config(run_dir: Path) -> PeftConfig:

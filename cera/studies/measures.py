@@ -23,7 +23,7 @@ from cera.spectral.aggregate import ALL_LAYERS, summarize
 from cera.spectral.convention import PROTOCOLS, Protocol, matrix_name
 from cera.spectral.files import Quantity
 from cera.spectral.measures import MEASURES
-from cera.studies.activation_measures import InterventionsMeasure, LinearizationMeasure
+from cera.studies.activation_measures import InterventionsMeasure, LearnedMixMeasure, LinearizationMeasure
 from cera.studies.axes import StudyError, as_options, check_settings, config_file, mapping
 from cera.studies.measure import CERA, Measure, number
 from cera.studies.problem_scores import ProblemScores
@@ -169,6 +169,7 @@ BUILT_IN: dict[str, type[Measure]] = {
     "general_text": GeneralText,
     "linearization": LinearizationMeasure,
     "interventions": InterventionsMeasure,
+    "learned_mix": LearnedMixMeasure,
 }
 """The measures that a study's file names without a class path."""
 

@@ -91,6 +91,20 @@ def test_a_run_and_a_chat_file(two_runs, tmp_path, capsys):
     assert not (out / "by_layer.csv").exists()
 
 
+def test_rows_that_a_configuration_names(two_runs, tmp_path, capsys):
+    configuration = tmp_path / "rows.yaml"
+    named = "{class_path: cera.data.ChainedArithmetic, init_args: {size: 24, steps: 2, digits: 1}}"
+    configuration.write_text(f"data: {{validation: {named}}}")
+    options = ["--data", str(configuration), *SMALL, "--level", "scalar", "--out", str(tmp_path / "out")]
+    assert main([str(two_runs / "cera"), *options]) == 0, capsys.readouterr().err
+    results = json.loads((tmp_path / "out" / "interventions.json").read_text())
+    assert results["data"]["dataset"]["class"].endswith("ChainedArithmetic")
+    assert results["data"]["dataset"]["steps"] == 2
+    configuration.write_text("model: {base: x}")
+    assert main([str(two_runs / "cera"), *options, "--overwrite"]) == 2
+    assert "describes no set of rows: it has no data.validation and no data.dataset" in capsys.readouterr().err
+
+
 def test_rows_are_rendered_as_the_adapters_training_data_were(tiny_llama, tmp_path, capsys):
     adapter = saved(tiny_llama, tmp_path / "adapter")
     measured = []

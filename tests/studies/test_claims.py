@@ -88,7 +88,8 @@ def test_claims_name_what_their_studies_measure() -> None:
         for pattern in test.weights:
             assert any(fnmatchcase(method, pattern) for method in methods), (test.study, pattern)
         assert set(test.metrics) <= {*definition.report.metrics}, (test.study, test.metrics)
-        assert math.isclose(sum(test.weights.values()), 0, abs_tol=1e-8) or test.kind == "correlation", test
+        a_difference = test.kind == "correlation" or all(metric.endswith("_difference") for metric in test.metrics)
+        assert math.isclose(sum(test.weights.values()), 0, abs_tol=1e-8) or a_difference, test
 
 
 def test_a_file_that_is_no_summary_is_an_error(results) -> None:

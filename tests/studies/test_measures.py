@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peft import get_peft_model
 from study_files import study
+from transformers import AutoModelForCausalLM
 
+import cera
 from cera.cli.main import main
 from cera.evaluation.records import read
 from cera.evaluation.tasks import Problem, Score, Task
 from cera.runs.finished import FinishedRun
-from cera.studies.activation_measures import InterventionsMeasure, LinearizationMeasure
+from cera.studies.activation_measures import InterventionsMeasure, LearnedMixMeasure, LinearizationMeasure
 from cera.studies.measures import GeneralText, Measure, TaskAccuracy
 from cera.studies.processes import next_command
 
@@ -50,6 +53,21 @@ def test_linearization(runs) -> None:
     (runs / "cera" / "linearized" / "linearization.json").write_text("{}")
     with pytest.raises(ValueError, match=r"linearization\.json has no perplexity"):
         measure.values(FinishedRun.read(runs / "cera"))
+
+
+def test_the_gammas_of_a_learned_mix(runs, tiny_llama) -> None:
+    measure = LearnedMixMeasure()
+    assert measure.values(FinishedRun.read(runs / "cera")) == {}, "SiLU has no gamma"
+    config = cera.CeraConfig(r=4, activation="learned_mix", target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config)
+    gammas = [parameter for name, parameter in model.named_parameters() if name.endswith("gamma")]
+    for number, gamma in enumerate(gammas):
+        gamma.data.fill_(number)
+    model.save_pretrained(runs / "cera" / "adapter")
+    values = measure.values(FinishedRun.read(runs / "cera"))
+    last = len(gammas) - 1
+    assert last > 0
+    assert values == {"gamma": last / 2, "gamma_lowest": 0, "gamma_highest": last}
 
 
 def test_interventions(runs) -> None:

@@ -100,7 +100,7 @@ class LearnedMixMeasure(Measure):
     def values(self, run: FinishedRun) -> dict[str, float]:
         """Return ``gamma``, its mean over the adapted modules, with ``gamma_lowest`` and ``gamma_highest``."""
         weights = read_weights(run.path / "adapter")
-        gammas = [float(weight) for name, weight in weights.items() if name.endswith(".mix.gamma")]
+        gammas = [float(weight) for name, weight in weights.items() if name.endswith("cera_activation.gamma")]
         if not gammas:
             return {}
         return {"gamma": fmean(gammas), "gamma_lowest": min(gammas), "gamma_highest": max(gammas)}

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -25,6 +26,9 @@ MOST_TICKS = 9
 
 MOST_IN_PANEL = 4
 """Maximum number of methods whose legend stands within the panel."""
+
+FAR = 5
+"""A mean is far worse than most if it is this many times as far from the best one as a quarter of all are."""
 
 STYLES = ("-", "--", ":", "-.")
 """Styles of lines; the next one where the ten colours begin anew."""
@@ -48,11 +52,25 @@ class Place(NamedTuple):
     number: float | None
 
 
+class Point(NamedTuple):
+    """A mean that is drawn.
+
+    Attributes:
+        place: Its value on the axis.
+        height: The mean.
+        color: Color of its line.
+    """
+
+    place: float
+    height: float
+    color: str
+
+
 def figure(summary: Summary, x: str | None = None, metric: str | None = None) -> Figure | None:
     """Draw the summary; ``None`` if no run has a value to draw.
 
-    Means over the seeds have the 95% intervals of the tables; a ring marks the chosen value, and a cross at the top of
-    the panel a value at which a run has no result.
+    Means over the seeds have the 95% intervals of the tables; a ring marks the chosen value, a cross at the top of the
+    panel a value at which a run has no result, and an arrow there one at which the mean is far worse than most.
 
     Args:
         summary: The study.
@@ -83,7 +101,7 @@ def figure(summary: Summary, x: str | None = None, metric: str | None = None) ->
     else:
         _draw_methods(panel, summary, shown)
     panel.set_ylabel(shown)
-    panel.set_title(f"{summary.study}: {_replicates(summary)}")
+    panel.set_title(f"{summary.study}\n{_replicates(summary)}", fontsize="medium")
     return drawn
 
 
@@ -109,6 +127,7 @@ def _replicates(summary: Summary) -> str:
 
 def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
     assert summary.selection is not None
+    points: list[Point] = []
     for index, method in enumerate(summary.methods):
         color, style = f"C{index}", STYLES[index // 10 % len(STYLES)]
         numbers = summary.grid(method)
@@ -117,6 +136,7 @@ def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
         labels = {number: label for label, number in numbers.items()}
         means = [method_mean(summary, method, labels[each], metric) for each in good]
         _draw_means(panel, good, means, color, method, style)
+        points += [Point(x, mean.mean, color) for x, mean in zip(good, means, strict=True) if mean is not None]
         bad = [number for number in results if number not in good]
         panel.plot(bad, _heights(bad, index), "x", color=color, transform=panel.get_xaxis_transform())
         best = summary.choice(method).value
@@ -124,9 +144,24 @@ def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
         if best is not None and chosen:  # the value may be one that this method does not have
             mean = statistics.fmean(chosen)
             panel.plot([numbers[best]], [mean], "o", markersize=11, fillstyle="none", color=color)
+    if summary.selection.goal == "min" and points:
+        _leave_out_the_worst(panel, points)
     _set_numbers(panel, {number for method in summary.methods for number in summary.grid(method).values()})
     panel.set_xlabel(summary.selection.axis)
     _draw_legend(panel)
+
+
+def _leave_out_the_worst(panel: Axes, points: Sequence[Point]) -> None:
+    """End the panel where means are far worse than most, so that the others can be told apart, and mark those above."""
+    heights = [point.height for point in points]
+    best, upper = min(heights), float(np.quantile(heights, 0.75))
+    highest = best + FAR * (upper - best)
+    if max(heights) <= highest:
+        return
+    panel.set_ylim(best - 0.05 * (highest - best), highest)
+    for point in points:
+        if point.height > highest:
+            panel.plot([point.place], [0.98], "^", color=point.color, transform=panel.get_xaxis_transform())
 
 
 def _draw_over_axis(panel: Axes, summary: Summary, x: str, metric: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_summaries import RATES, synthetic
+from made_summaries import run as made_run
 from study_files import stand_in, study
 
 from cera.cli.main import main
@@ -14,6 +16,7 @@ from cera.studies import processes
 from cera.studies.definition import ReportOptions
 from cera.studies.problem_scores import ProblemScores
 from cera.studies.report import report_markdown, write_report
+from cera.studies.report_figure import figure
 from cera.studies.report_tables import latex, notes, tables
 from cera.studies.selection import t_interval
 from cera.studies.summary import Summary
@@ -194,6 +197,23 @@ def test_a_study_without_selection_is_drawn_by_method(finished, tmp_path) -> Non
     assert {path.name for path in write_report(summary, tmp_path)} >= {"report.png", "methods.csv"}
     empty = replace(summary, runs=tuple(replace(run, values={}) for run in summary.runs))
     assert "report.png" not in {path.name for path in write_report(empty, tmp_path)}
+
+
+def test_one_mean_far_above_all_others_does_not_flatten_the_figure() -> None:
+    losses = {"a": [2.0, 1.9, 1.8], "b": [2.1, 1.9, 90.0]}
+    runs = [
+        made_run(method, rate, 0, {"perplexity": loss})
+        for method, by_rate in losses.items()
+        for rate, loss in zip(RATES, by_rate, strict=True)
+    ]
+    (panel,) = figure(synthetic(runs)).axes
+    low, high = panel.get_ylim()
+    assert low < 1.8
+    assert 2.1 < high < 5
+    assert [line.get_xdata()[0] for line in panel.get_lines() if line.get_marker() == "^"] == [RATES[2]]
+    (panel,) = figure(synthetic(runs[:-1])).axes
+    assert not [line for line in panel.get_lines() if line.get_marker() == "^"]
+    assert panel.get_ylim()[1] > 2.1
 
 
 def test_a_file_that_is_no_summary_is_one_line(tmp_path, capsys) -> None:

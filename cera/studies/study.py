@@ -55,18 +55,19 @@ class Study:
         definition = read_definition(Path(path))
         return cls(definition, Path(runs) / definition.name)
 
-    def only(self, pattern: str) -> "Study":
-        """Return the part of the study whose runs have names like ``pattern``, such as ``lora-*-seed0``.
+    def only(self, *patterns: str) -> "Study":
+        """Return the part of the study whose runs have names like one of the patterns, such as ``lora-*-seed0``.
 
         Raises:
-            StudyError: No run has such a name.
+            StudyError: No run has a name like one of them.
         """
-        runs = tuple(run for run in self.definition.runs if fnmatch.fnmatchcase(run.name, pattern))
-        if not runs:
-            raise StudyError(
-                f"no run of {self.definition.name} has a name like {pattern!r}, such as {self.definition.runs[0].name}."
-            )
-        return replace(self, definition=replace(self.definition, runs=runs))
+        runs = self.definition.runs
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
+                name = self.definition.name
+                raise StudyError(f"no run of {name} has a name like {pattern!r}, such as {runs[0].name}.")
+        chosen = tuple(run for run in runs if any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns))
+        return replace(self, definition=replace(self.definition, runs=chosen))
 
     def run(
         self, parallel: int = 1, watch: Watch | None = None, ray: str | None = None, fork: bool = True

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("study", type=expand_home, help="its file, or that of claims, cera://NAME, or a summary.json")
     parser.add_argument("--runs", type=user_path, default=Path("runs"), help="directory of all runs")
     parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
-    parser.add_argument("--only", metavar="PATTERN", help="only runs with such names, as in 'lora-*-seed0'")
+    parser.add_argument("--only", metavar="PATTERN", nargs="+", help="only runs with such names, as in 'lora-*-seed0'")
     parser.add_argument("--no-fork", action="store_true", help="run: start each process anew, which takes seconds more")
     parser.add_argument("--ray", metavar="ADDRESS", help="run: on this Ray cluster; local: on a Ray of its own, here")
     parser.add_argument("--shell", action="store_true", help="plan: print a command a line of what has not ended")
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.action == "claims":
         return _claims(options)
     study = Study.load(configuration_file(options.study), options.runs)
-    study = study.only(options.only) if options.only else study
+    study = study.only(*options.only) if options.only else study
     run = {"plan": _plan, "run": _run_study, "status": _status, "report": _report}
     return run[options.action](study, options)
 

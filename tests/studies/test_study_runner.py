@@ -73,6 +73,8 @@ def test_a_part_of_a_study_is_run_and_reported(tmp_path) -> None:
     }
     assert [run.name for run in part.summary().runs] == ["cera-lr0.01", "cera-lr0.03"]
     assert len(loaded.summary().runs) == 4
+    both = loaded.only("cera-*", "lora-lr0.01")
+    assert [run.name for run in both.definition.runs] == ["lora-lr0.01", "cera-lr0.01", "cera-lr0.03"]
     with pytest.raises(StudyError, match=r"no run of small has a name like 'dora-\*', such as lora-lr0.01"):
         loaded.only("dora-*")
 

@@ -1,0 +1,176 @@
+"""cera-serve over HTTP: two slots and room for three adapters in memory, more of them by name."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from material import NAMES, changed, differs, make_adapter, prompts, reference
+from servers import Refused, Server
+from test_adapter_files import MALFORMED, make
+from test_loading import UNFIT, UNFIT_CERA
+
+STATIC = ("silu", "lora", "tanh")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory from which the server may load adapters."""
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, adapters: dict[str, Path], root: Path, tmp_path_factory: Any) -> Iterator[Server]:
+    """A server with three adapters from the start, and a fourth that is malformed."""
+    folder = tmp_path_factory.mktemp("server")
+    malformed = make(adapters, folder / "malformed", "cera-nan")
+    given = [f"--adapter={name}={adapters[name]}" for name in STATIC] + [f"--adapter=malformed={malformed}"]
+    rest = ["--adapter-root", str(root), "--max-loras", "2", "--max-cpu-loras", "3", "--max-lora-rank", "16"]
+    with Server(base, folder / "log", *given, *rest) as running:
+        yield running
+
+
+def check(server: Server, name: str, prompt: list[int], model: Any) -> None:
+    """Check that an answer is the one of ``model``."""
+    assert differs(server.answer(name, prompt), prompt, model) is None, name
+
+
+def test_the_adapters_of_the_command_line_are_served(server: Server, base: Path, adapters: dict[str, Path]) -> None:
+    """And the malformed one is not, for the reason that the log gives, and stops nothing."""
+    assert server.models() == [str(base), *STATIC]
+    (prompt,) = prompts(1)
+    for name in STATIC:
+        check(server, name, prompt, reference(base, adapters[name]))
+    check(server, str(base), prompt, reference(base, None))
+    with pytest.raises(Refused) as refused:
+        server.answer("malformed", prompt)
+    assert refused.value.status == 404
+    assert "The adapter malformed from" in server.log.read_text()
+    assert "not finite" in server.log.read_text()
+
+
+def test_chat(server: Server) -> None:
+    message = {"role": "user", "content": "hello"}
+    answered = json.loads(server.post("/v1/chat/completions", model="tanh", messages=[message], max_tokens=3))
+    assert answered["model"] == "tanh"
+    assert answered["usage"]["completion_tokens"] == 3
+
+
+def test_more_adapters_than_slots_in_mixed_batches(
+    server: Server, base: Path, adapters: dict[str, Path], root: Path
+) -> None:
+    """All adapters at once, in turns of two; those that do not fit in memory are read again from their copies."""
+    for name in NAMES:
+        if name not in STATIC:
+            shutil.copytree(adapters[name], root / name)
+            server.load(name, name)
+            shutil.rmtree(root / name)
+    asked = prompts(2 * len(NAMES), seed=2)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(lambda index: server.answer(NAMES[index % len(NAMES)], asked[index]), range(len(asked)))
+        )
+    models = [reference(base, adapters[name]) for name in NAMES]
+    for index, answer in enumerate(answers):
+        assert differs(answer, asked[index], models[index % len(NAMES)]) is None, NAMES[index % len(NAMES)]
+    for name in NAMES:
+        if name not in STATIC:
+            server.unload(name)
+    assert server.models() == [str(base), *STATIC]
+
+
+@pytest.mark.parametrize("name", [*MALFORMED, *UNFIT, *UNFIT_CERA, *(f"lora-{name}" for name in UNFIT)])
+def test_a_malformed_adapter_is_refused_each_time(
+    server: Server, base: Path, adapters: dict[str, Path], root: Path, name: str
+) -> None:
+    """With status 400 and the reason; no request can name it, and others are served."""
+    if name in MALFORMED:
+        make(adapters, root / name, name)
+        message = MALFORMED[name][3]
+    else:
+        source = "lora" if name.startswith("lora-") else "silu"
+        tensors, settings, message = {**UNFIT, **UNFIT_CERA}[name.removeprefix("lora-")]
+        changed(adapters[source], root / name, tensors, **settings)
+    for _ in range(2):
+        with pytest.raises(Refused) as refused:
+            server.load("bad", name)
+        assert refused.value.status == 400
+        assert message in json.loads(str(refused.value).partition(": ")[2])["error"]["message"]
+        with pytest.raises(Refused) as unknown:
+            server.answer("bad", [5, 6, 7])
+        assert unknown.value.status == 404
+    (prompt,) = prompts(1, seed=3)
+    check(server, "silu", prompt, reference(base, adapters["silu"]))
+
+
+@pytest.mark.parametrize("path", ["../outside", "/tmp", "a/../../b", "link", "", "nowhere"])
+def test_nothing_outside_of_the_root_is_read(server: Server, adapters: dict[str, Path], root: Path, path: str) -> None:
+    if not (root / "link").exists():
+        (root / "link").symlink_to(adapters["silu"])
+    with pytest.raises(Refused) as refused:
+        server.load("outside", path)
+    assert refused.value.status == 400
+    assert "outside" not in server.models()
+
+
+def test_an_adapter_whose_directory_is_gone_is_answered_when_it_comes_back(
+    server: Server, base: Path, adapters: dict[str, Path], root: Path
+) -> None:
+    """Deleted, or overwritten with what cannot be read; three others take its place in memory before."""
+    for name in ("relu", "scaled"):
+        shutil.copytree(adapters[name], root / name)
+        server.load(name, name)
+    shutil.rmtree(root / "relu")
+    (root / "scaled" / "adapter_model.safetensors").write_bytes(b"nothing")
+    (prompt,) = prompts(1, seed=4)
+    for _ in range(2):
+        for name in (*STATIC, "relu", "scaled"):
+            check(server, name, prompt, reference(base, adapters[name]))
+    for name in ("relu", "scaled"):
+        server.unload(name)
+
+
+def test_another_adapter_under_the_same_name_has_no_cached_prefix(server: Server, base: Path, root: Path) -> None:
+    """Unloaded, overwritten and loaded again, and replaced in place; the prompt fills blocks of the cache."""
+    prompt = next(prompt for prompt in prompts(50, seed=5) if len(prompt) > 50)
+    models = []
+    for seed in range(3):
+        make_adapter(base, root / "mine", "silu", seed)
+        models.append(reference(base, root / "mine"))
+        if seed == 1:
+            server.unload("mine")
+        server.load("mine", "mine", load_inplace=seed == 2)
+        answer = server.answer("mine", prompt)
+        assert [differs(answer, prompt, model) is None for model in models] == [False] * seed + [True]
+    server.unload("mine")
+    with pytest.raises(Refused) as unknown:
+        server.answer("mine", prompt)
+    assert unknown.value.status == 404
+
+
+def test_names(server: Server, adapters: dict[str, Path], root: Path) -> None:
+    shutil.copytree(adapters["gelu"], root / "named")
+    for name, message in (("silu", "already been loaded"), ("a@b", "letters, digits"), ("", "must be provided")):
+        with pytest.raises(Refused, match=message) as refused:
+            server.load(name, "named")
+        assert refused.value.status == 400
+    with pytest.raises(Refused) as unknown:
+        server.unload("nobody")
+    assert unknown.value.status == 404
+
+
+def test_copies_go_when_nobody_needs_them(server: Server) -> None:
+    """Of what the tests before loaded and had refused, the copies of the three adapters are left."""
+    (store,) = stores_of(server)
+    assert len(list(store.iterdir())) == len(STATIC)
+
+
+def stores_of(server: Server) -> list[Path]:
+    """Return the private folders that are the server's: the names of the adapters' copies lead there."""
+    roots = {model["root"] for model in json.loads(server.get("/v1/models"))["data"]}
+    temporary = Path(os.environ.get("TMPDIR", "/tmp"))
+    return [folder for folder in temporary.glob("cera-vllm-*") if {path.name for path in folder.iterdir()} & roots]

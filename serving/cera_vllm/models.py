@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve import create_error_response
@@ -12,6 +12,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from cera_vllm.adapter_files import AdapterError
 from cera_vllm.frontend import store
@@ -41,6 +42,7 @@ class AdapterModels(OpenAIServingModels):
         self._numbers: dict[str, int] = {}
         self._retired: dict[str, LoRARequest] = {}
         self._lock = asyncio.Lock()
+        self._engine = cast(AsyncLLM, self.engine_client)  # vLLM's server has no other
 
     async def init_static_loras(self) -> None:
         """Load the adapters of the command line; one that is refused is logged, and the others are served."""
@@ -94,7 +96,7 @@ class AdapterModels(OpenAIServingModels):
         """List the base model and the adapters, as clients know them."""
         models = await super().show_available_models()
         for card in models.data:
-            if store().holds(card.root or ""):
+            if card.root and store().holds(card.root):
                 card.id, card.root = card.id.partition("@")[0], Path(card.root).name
         return models
 
@@ -105,11 +107,11 @@ class AdapterModels(OpenAIServingModels):
             number = self._numbers.setdefault(known_as, self.lora_id_counter.inc(1))
             request = LoRARequest(known_as, number, str(copy))
             try:
-                await self.engine_client.add_lora(request)
+                await self._engine.add_lora(request)
             except Exception as error:  # the engine's message is all that is left of the type
                 self._retire(request)
                 await self._free_retired()
-                if self.engine_client.errored:
+                if self._engine.errored:
                     raise
                 raise AdapterError(str(error).partition("method failed: ")[2] or str(error)) from error
             self._retired.pop(known_as, None)
@@ -133,7 +135,7 @@ class AdapterModels(OpenAIServingModels):
         held = {name: store().holds_of(Path(request.lora_path)) for name, request in self._retired.items()}
         idle = {name: request for name, request in self._retired.items() if not self._is_used(request)}
         for request in idle.values():
-            await self.engine_client.remove_lora(request.lora_int_id)
+            await self._engine.remove_lora(request.lora_int_id)
         for name, request in idle.items():
             if self._is_used(request) or store().holds_of(Path(request.lora_path)) > held[name]:
                 continue
@@ -144,7 +146,7 @@ class AdapterModels(OpenAIServingModels):
 
     def _is_used(self, request: LoRARequest) -> bool:
         """Return whether a request that runs, or is about to, has this adapter."""
-        running = self.engine_client.output_processor.request_states.values()
+        running = self._engine.output_processor.request_states.values()
         return store().is_held(Path(request.lora_path)) or any(
             state.lora_name == request.lora_name for state in running
         )

@@ -1,4 +1,4 @@
-"""Where the plugin takes hold of vLLM: six attributes of its classes and modules, and no file."""
+"""Where the plugin takes hold of vLLM: a few attributes of its classes and modules, and no file."""
 
 import vllm
 
@@ -26,12 +26,13 @@ def install() -> None:
         return
     from vllm.lora import model_manager, worker_manager
 
-    from cera_vllm import frontend, punica
+    from cera_vllm import frontend, punica, replies
     from cera_vllm.loading import checked_loading
     from cera_vllm.manager import CeraModelManager
 
     worker = worker_manager.WorkerLoRAManager
-    worker._load_adapter = checked_loading(worker._load_adapter)
+    worker._load_adapter = checked_loading(worker._load_adapter)  # type: ignore[method-assign, assignment]
     worker_manager.LRUCacheWorkerLoRAManager._manager_cls = CeraModelManager
     model_manager.get_punica_wrapper = punica.make_wrapper
+    replies.install()
     frontend.install()

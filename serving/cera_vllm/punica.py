@@ -104,7 +104,7 @@ class SegmentedWrapper(PunicaWrapperCPU):
             for pre_activations, up in zip(y, lora_a_stacked, strict=True):
                 pre_activations[latents] = F.linear(inputs.to(up.dtype), up[slot, 0]) * scale
 
-    def add_expand(
+    def add_expand(  # type: ignore[override]  # layers call it through LayerWrapper
         self,
         y: Tensor,
         x: Any,
@@ -158,7 +158,7 @@ class MaskedWrapper:
     """
 
     def __init__(self, max_num_batched_tokens: int, max_batches: int, device: Any, **kwargs: Any) -> None:
-        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)  # type: ignore[call-arg]
         self._slot_codes = torch.zeros(kwargs["lora_config"].max_loras, dtype=torch.long, device=device)
         self._token_codes = torch.zeros(max_num_batched_tokens, dtype=torch.long, device=device)
         self._token_slots = torch.zeros(max_num_batched_tokens, dtype=torch.long, device=device)

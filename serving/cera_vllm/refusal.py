@@ -26,4 +26,4 @@ def install() -> None:
             )
         return load(self, lora_request, *args, **kwargs)
 
-    WorkerLoRAManager._load_adapter = load_adapter
+    WorkerLoRAManager._load_adapter = load_adapter  # type: ignore[method-assign]

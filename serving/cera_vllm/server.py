@@ -115,7 +115,7 @@ def serve(options: argparse.Namespace, others: list[str]) -> int:
     configure_logging_from_args(given)
     validate_parsed_serve_args(given)
     AdapterModels.adapters, AdapterModels.root = options.adapters, options.adapter_root
-    app_state.OpenAIServingModels = AdapterModels
+    app_state.OpenAIServingModels = AdapterModels  # type: ignore[misc]
     uvloop.run(run_server(given))
     return 0
 

@@ -28,7 +28,7 @@ class AdapterStore:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="cera-vllm-")
+        self._folder = tempfile.TemporaryDirectory(prefix=f"cera-vllm-{os.getpid()}-")
         self.root = Path(self._folder.name).resolve()
         self._held: Counter[Path] = Counter()
         self._holds: Counter[Path] = Counter()

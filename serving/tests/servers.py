@@ -46,6 +46,7 @@ class Server:
         self.log = log
         fixed = ["--port", str(self.port), "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
         environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"  # by default 1024 kernels, one for each number of rows
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "cera_vllm", str(base), *fixed, *options],

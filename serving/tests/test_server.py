@@ -1,8 +1,8 @@
 """cera-serve over HTTP: two slots and room for three adapters in memory, more of them by name."""
 
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,14 +163,9 @@ def test_names(server: Server, adapters: dict[str, Path], root: Path) -> None:
     assert unknown.value.status == 404
 
 
-def test_copies_go_when_nobody_needs_them(server: Server) -> None:
+def test_copies_go_when_nobody_needs_them(server: Server, base: Path) -> None:
     """Of what the tests before loaded and had refused, the copies of the three adapters are left."""
-    (store,) = stores_of(server)
-    assert len(list(store.iterdir())) == len(STATIC)
-
-
-def stores_of(server: Server) -> list[Path]:
-    """Return the private folders that are the server's: the names of the adapters' copies lead there."""
-    roots = {model["root"] for model in json.loads(server.get("/v1/models"))["data"]}
-    temporary = Path(os.environ.get("TMPDIR", "/tmp"))
-    return [folder for folder in temporary.glob("cera-vllm-*") if {path.name for path in folder.iterdir()} & roots]
+    (store,) = Path(tempfile.gettempdir()).glob(f"cera-vllm-{server.process.pid}-*")
+    copies = {model["root"] for model in json.loads(server.get("/v1/models"))["data"]} - {str(base)}
+    assert len(copies) == len(STATIC)
+    assert {path.name for path in store.iterdir()} == copies

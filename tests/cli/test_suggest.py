@@ -95,11 +95,11 @@ OTHERS = {
     "estimate": [SMOL, "--device=3"],
     "evaluate": ["--config=configs/eval_gsm8k.yaml", "--adapte=runs/a"],
 }
-"""An abbreviated option of each other command; lm-eval's are its own."""
+"""An abbreviated option of each other command; those of lm-eval and of vLLM (serve) are their own."""
 
 
 def test_every_command_is_tried() -> None:
-    assert OTHERS.keys() == COMMANDS.keys() - {"train", "lm-eval"}
+    assert OTHERS.keys() == COMMANDS.keys() - {"train", "lm-eval", "serve"}
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -4,13 +4,13 @@ Nothing here needs vLLM: the front end checks an adapter's copy with it, and the
 """
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import regex  # which vLLM needs, too; unlike re it can give up
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -28,6 +28,10 @@ PARTS = {
 LORA_EMBEDDING = re.compile(r"(.+\.lora_embedding_[AB]|.+\.(embed_tokens|lm_head)\.base_layer\.weight)")
 """Tensors of LoRA on embeddings, which vLLM itself checks."""
 PREFIX = "base_model.model."
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST = torch.finfo(torch.float32).max
+PATIENCE = 0.05
+"""Seconds that a pattern of an adapter's settings may take for one name: a server must not hang on a tenant's."""
 UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "granularity": (lambda value: value not in (None, "weight"), "an adapter beside whole modules"),
     "use_dora": (bool, "the hybrid with DoRA"),
@@ -68,7 +72,7 @@ class AdapterSettings:
 
     def rank(self, module: str) -> int:
         """Return the width of the latent beside ``module``, by PEFT's rule: the first pattern that ends its name."""
-        matches = (rank for key, rank in self.rank_pattern.items() if re.match(rf"(.*\.)?({key})$", module))
+        matches = (rank for key, rank in self.rank_pattern.items() if _matches(rf"(.*\.)?({key})$", module))
         return next(matches, self.r)
 
     def scale(self, module: str) -> float:
@@ -79,7 +83,7 @@ class AdapterSettings:
     def targets_module(self, module: str) -> bool:
         """Return whether the configuration says that ``module`` is adapted; always false if it restricts targets."""
         if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, module) is not None
+            return _matches(self.targets, module)
         return any(module == name or module.endswith(f".{name}") for name in self.targets or ())
 
 
@@ -96,7 +100,7 @@ def method_of(folder: Path) -> str | None:
     """Return ``peft_type`` of a directory's configuration; ``None`` where there is none to be read."""
     try:
         settings = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return settings.get("peft_type") if isinstance(settings, dict) else None
 
@@ -111,7 +115,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except FileNotFoundError as error:
         raise AdapterError(f"{CONFIG_FILE} is missing.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{CONFIG_FILE} cannot be read: {error}.") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{CONFIG_FILE} must hold an object, got {type(config).__name__}.")
@@ -136,11 +140,11 @@ def _cera_settings(settings: AdapterSettings, config: dict[str, Any]) -> Adapter
         if cannot(config.get(name)):
             raise AdapterError(f"{name}={config[name]!r}: {kind} cannot be served; weight-level CeRA can.")
     activation = config.get("activation", "silu")
-    if activation not in CODES:
+    if not isinstance(activation, str) or activation not in CODES:
         raise AdapterError(f"activation {activation!r} cannot be served: {', '.join(CODES)} can.")
     scaling, alpha = config.get("scaling", 1.0), config.get("alpha")
     for name, value in (("scaling", scaling), ("alpha", 1.0 if alpha is None else alpha)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
             raise AdapterError(f"{name} must be a finite number, got {value!r}.")
     return AdapterSettings(
         settings.method, settings.r, settings.rank_pattern, activation, scaling, alpha, settings.targets
@@ -165,9 +169,17 @@ def _targets(config: dict[str, Any]) -> tuple[str, ...] | str | None:
 
 def _check_regex(name: str, pattern: str) -> None:
     try:
-        re.compile(pattern)
-    except re.error as error:
+        regex.compile(pattern)
+    except regex.error as error:
         raise AdapterError(f"{name}: {pattern!r} is no regular expression: {error}.") from error
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Return whether a pattern of an adapter's settings matches a whole name."""
+    try:
+        return regex.fullmatch(pattern, name, timeout=PATIENCE) is not None
+    except TimeoutError as error:
+        raise AdapterError(f"the pattern {pattern!r} takes too long to match a name.") from error
 
 
 def read_branches(folder: Path, settings: AdapterSettings) -> dict[str, Branch]:
@@ -194,7 +206,7 @@ def read_branches(folder: Path, settings: AdapterSettings) -> dict[str, Branch]:
                     others += 1
                     continue
                 tensor = tensors.get_tensor(name)
-                if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                if tensor.dtype not in DTYPES or not torch.isfinite(tensor).all():
                     raise AdapterError(f"{name} holds values that are not finite floating-point numbers.")
                 setattr(branches.setdefault(module, Branch()), part, tensor)
     except SafetensorError as error:

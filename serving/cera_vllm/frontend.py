@@ -8,16 +8,18 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from cera_vllm.adapter_files import method_of
+from cera_vllm.adapter_files import AdapterError, method_of
 from cera_vllm.store import AdapterStore
 
 
@@ -75,12 +77,27 @@ def private(request: LoRARequest) -> LoRARequest:
     return _copy_of(request, str(store().take(folder)), request.load_inplace)
 
 
+class RefusedAdapter(AdapterError, VLLMClientError):
+    """An adapter that cannot be served, in the form in which vLLM lets an error reach the one whose request it is."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise ``RefusedAdapter`` for whatever made a load fail: of the engine's exception only its message is left."""
+    try:
+        yield
+    except EngineDeadError:
+        raise
+    except Exception as error:
+        raise RefusedAdapter(str(error).rpartition("method failed: ")[2] or repr(error)) from error
+
+
 @contextmanager
 def _held(request: LoRARequest | None) -> Iterator[None]:
-    if request is None or not store().holds(request.lora_path):
-        yield
-        return
-    with store().hold(Path(request.lora_path)):
+    with ExitStack() as stack:
+        if request is not None and store().holds(request.lora_path):
+            with _refusals():
+                stack.enter_context(store().hold(Path(request.lora_path)))
         yield
 
 
@@ -96,8 +113,9 @@ def _install_sync() -> None:
 
     @functools.wraps(add_lora)
     def load(self: LLMEngine, lora_request: LoRARequest) -> bool:
-        loaded = private(lora_request)
-        added = add_lora(self, loaded)
+        with _refusals():
+            loaded = private(lora_request)
+            added = add_lora(self, loaded)
         LoadedAdapters.of(self).add(lora_request, loaded)
         return added
 
@@ -122,8 +140,9 @@ def _install_async() -> None:
 
     @functools.wraps(add_lora)
     async def load(self: AsyncLLM, lora_request: LoRARequest) -> bool:
-        loaded = await asyncio.to_thread(private, lora_request)
-        added = await add_lora(self, loaded)
+        with _refusals():
+            loaded = await asyncio.to_thread(private, lora_request)
+            added = await add_lora(self, loaded)
         LoadedAdapters.of(self).add(lora_request, loaded)
         return added
 

@@ -19,6 +19,8 @@ from cera_vllm.frontend import store
 
 logger = init_logger("vllm.cera")
 
+SWEEP = 1.0
+"""Seconds between two looks whether an adapter without a name is still needed."""
 DIGITS = 16
 """Digits of a copy's SHA-256 in the name that the engine knows an adapter by."""
 
@@ -42,6 +44,7 @@ class AdapterModels(OpenAIServingModels):
         self._numbers: dict[str, int] = {}
         self._retired: dict[str, LoRARequest] = {}
         self._lock = asyncio.Lock()
+        self._sweeping: asyncio.Task | None = None
         self._engine = cast(AsyncLLM, self.engine_client)  # vLLM's server has no other
 
     async def init_static_loras(self) -> None:
@@ -108,12 +111,10 @@ class AdapterModels(OpenAIServingModels):
             request = LoRARequest(known_as, number, str(copy))
             try:
                 await self._engine.add_lora(request)
-            except Exception as error:  # the engine's message is all that is left of the type
+            except AdapterError:
                 self._retire(request)
                 await self._free_retired()
-                if self._engine.errored:
-                    raise
-                raise AdapterError(str(error).partition("method failed: ")[2] or str(error)) from error
+                raise
             self._retired.pop(known_as, None)
             previous = self.lora_requests.get(name)
             self.lora_requests[name] = request
@@ -123,8 +124,18 @@ class AdapterModels(OpenAIServingModels):
         logger.info("Loaded the adapter %s as %s.", name, known_as)
 
     def _retire(self, request: LoRARequest) -> None:
-        if request.lora_name not in {other.lora_name for other in self.lora_requests.values()}:
-            self._retired[request.lora_name] = request
+        if request.lora_name in {other.lora_name for other in self.lora_requests.values()}:
+            return
+        self._retired[request.lora_name] = request
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Free what has no name until nothing is left; the requests that need it may run for long."""
+        while self._retired and not self._engine.errored:
+            await asyncio.sleep(SWEEP)
+            async with self._lock:
+                await self._free_retired()
 
     async def _free_retired(self) -> None:
         """Remove adapters that have no name from the engine, and their copies, unless a request needs them.

@@ -22,6 +22,8 @@ USUAL_RANK = 64
 """Rank for which there is room if adapters are loaded later: the default of ``CeraConfig``."""
 MOST_SLOTS = 16
 """Largest number of adapters in one batch, unless --max-loras says otherwise."""
+GUARDED = ("/adapters", "/invocations")
+"""Further paths that need the key of --api-key: by the first adapters can be loaded, too, and the second answers."""
 OURS = {
     "--lora-modules": "--adapter NAME=DIR",
     "--model": "MODEL as the first argument",
@@ -95,6 +97,7 @@ def serve(options: argparse.Namespace, others: list[str]) -> int:
     from vllm.entrypoints.launchers.api_server import app_state
     from vllm.entrypoints.launchers.api_server.entry import run_server
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.middleware import authenticate
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -115,6 +118,7 @@ def serve(options: argparse.Namespace, others: list[str]) -> int:
     configure_logging_from_args(given)
     validate_parsed_serve_args(given)
     AdapterModels.adapters, AdapterModels.root = options.adapters, options.adapter_root
+    authenticate.GUARDED_PREFIX += GUARDED
     app_state.OpenAIServingModels = AdapterModels  # type: ignore[misc]
     uvloop.run(run_server(given))
     return 0

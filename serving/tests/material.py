@@ -125,13 +125,15 @@ def reference(base: Path, adapter: Path | None, control: type[nn.Module] | None 
 
 
 @torch.no_grad()
-def differs(answer: Answer, prompt: list[int], model: nn.Module) -> str | None:
+def differs(answer: Answer, prompt: list[int], model: nn.Module, logprobs: bool = True) -> str | None:
     """Say in what an answer differs from the greedy one of ``model``; ``None`` if in nothing."""
     tokens = torch.tensor([prompt + answer.tokens])
     expected = model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     greedy = expected.argmax(-1).tolist()
     if greedy != answer.tokens:
         return f"tokens {answer.tokens}, expected {greedy}"
+    if not logprobs:
+        return None
     worst = max(
         abs(value - float(row[token])) for row, found in zip(expected, answer.logprobs, strict=True)
         for token, value in found.items()

@@ -1,5 +1,6 @@
 """A ``cera-serve`` of the tiny model in processes of its own, as tests ask it over HTTP."""
 
+import http.client
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,31 @@ class Server:
         base: Directory of the model.
         log: File for what it prints.
         options: Further arguments.
+        key: The key that requests need.
     """
 
-    def __init__(self, base: Path, log: Path, *options: str) -> None:
+    def __init__(self, base: Path, log: Path, *options: str, key: str = "secret") -> None:
+        self.key = key
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log = log
-        fixed = ["--port", str(self.port), "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
+        fixed = [
+            "--api-key",
+            key,
+            "--port",
+            str(self.port),
+            "--dtype",
+            "float32",
+            "--max-model-len",
+            "256",
+            "--enforce-eager",
+        ]
         environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
         environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"  # by default 1024 kernels, one for each number of rows
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cera_vllm", str(base), *fixed, *options],
+                [sys.executable, "-m", "cera_vllm", str(base), *fixed, "--enforce-eager", *options],
                 stdout=output, stderr=subprocess.STDOUT, env=environment,
             )  # fmt: skip
 
@@ -74,8 +88,16 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def _ask(self, request: urllib.request.Request, timeout: float) -> str:
+    def ask(self, method: str, path: str, body: Any = None, key: str | None = None, timeout: float = 300) -> str:
+        """Return what the server answers.
+
+        Raises:
+            Refused: The status is an error's.
+        """
+        url, data = f"http://127.0.0.1:{self.port}{path}", None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key or self.key}"}
         try:
+            request = urllib.request.Request(url, data, headers, method=method)
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 return response.read().decode()
         except urllib.error.HTTPError as error:
@@ -83,16 +105,26 @@ class Server:
 
     def get(self, path: str) -> str:
         """Return what a GET answers."""
-        return self._ask(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}"), 30)
+        return self.ask("GET", path, timeout=30)
 
-    def post(self, path: str, timeout: float = 300, **body: Any) -> str:
-        """Return what a POST answers.
+    def post(self, path: str, **body: Any) -> str:
+        """Return what a POST answers."""
+        return self.ask("POST", path, body)
 
-        Raises:
-            Refused: The status is an error's.
-        """
-        url, data = f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode()
-        return self._ask(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout)
+    def stream(self, model: str, prompt: list[int], tokens: int) -> Iterator[list[int]]:
+        """Yield the tokens of a greedy answer as they come."""
+        sampling = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+        body = {"model": model, "prompt": prompt, **sampling, "stream": True, "return_token_ids": True}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        try:
+            connection.request("POST", "/v1/completions", json.dumps(body), headers)
+            for line in connection.getresponse():
+                data = line.decode().strip().removeprefix("data: ")
+                if data and data != "[DONE]":
+                    yield json.loads(data)["choices"][0]["token_ids"]
+        finally:
+            connection.close()
 
     def load(self, name: str, path: str, **settings: Any) -> None:
         """Load an adapter by its path below the server's root."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ MALFORMED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "cera-whole": ("silu", None, {"modules_to_save": ["lm_head"]}, "whole modules of its own"),
     "cera-sigmoid": ("silu", None, {"activation": "sigmoid"}, "activation 'sigmoid' cannot be served: identity, silu"),
     "cera-scaling": ("silu", None, {"scaling": float("nan")}, "scaling must be a finite number, got nan"),
+    "cera-slow": ("silu", None, {"rank_pattern": {"((.|.)*)*[!?]": 8}}, "takes too long to match a name"),
+    "cera-regex": ("silu", None, {"target_modules": "(q_proj"}, "'(q_proj' is no regular expression"),
     "cera-r": ("silu", None, {"r": "8"}, "r must be a positive integer, got '8'"),
     "cera-pattern": ("silu", None, {"rank_pattern": {"q_proj": 0}}, "rank_pattern['q_proj'] must be a positive"),
     "houlsby": ("silu", None, {"peft_type": "HOULSBY"}, "peft_type 'HOULSBY' cannot be served"),
@@ -80,7 +83,8 @@ def test_a_malformed_adapter_is_refused_each_time(adapters: dict[str, Path], tmp
 
 def test_broken_files(adapters: dict[str, Path], tmp_path: Path) -> None:
     store = AdapterStore()
-    for name, text in (("{", "adapter_config.json cannot be read"), ("[]", "must hold an object, got list")):
+    deep = "[" * 100_000
+    for name, text in (("{", "cannot be read"), ("[]", "must hold an object, got list"), (deep, "cannot be read")):
         folder = changed(adapters["silu"], tmp_path / f"config-{len(name)}")
         (folder / "adapter_config.json").write_text(name)
         with pytest.raises(AdapterError, match=text):
@@ -103,6 +107,30 @@ def test_broken_files(adapters: dict[str, Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "adapter_config.json")
     with pytest.raises(AdapterError, match="is no file"):
         store.take(tmp_path)
+
+
+NUMBERS = [None, True, -1, 0, 1.5, float("inf"), 10**400]
+NASTY = [*NUMBERS, "", "x", "(", [], [[]], [1], {}, {"x": []}, {"(": 1}, {"x": True}]
+
+
+@pytest.mark.parametrize("source", ["silu", "mix", "lora"])
+def test_any_value_of_any_setting_is_taken_or_refused(adapters: dict[str, Path], tmp_path: Path, source: str) -> None:
+    """And no other exception comes."""
+    config = json.loads((adapters[source] / "adapter_config.json").read_text())
+    shutil.copy(adapters[source] / "adapter_model.safetensors", tmp_path)
+    taken = refused = 0
+    for name in config:
+        for value in NASTY:
+            (tmp_path / "adapter_config.json").write_text(json.dumps({**config, name: value}))
+            try:
+                settings = read_settings(tmp_path)
+                for module in read_branches(tmp_path, settings):
+                    settings.targets_module(module)
+                taken += 1
+            except AdapterError:
+                refused += 1
+    assert taken > 50
+    assert refused > 20
 
 
 def test_settings_are_those_of_peft(adapters: dict[str, Path]) -> None:

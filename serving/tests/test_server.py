@@ -3,13 +3,14 @@
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from material import NAMES, changed, differs, make_adapter, prompts, reference
+from material import NAMES, Answer, changed, differs, make_adapter, prompts, reference
 from servers import Refused, Server
 from test_adapter_files import MALFORMED, make
 from test_loading import UNFIT, UNFIT_CERA
@@ -152,6 +153,49 @@ def test_another_adapter_under_the_same_name_has_no_cached_prefix(server: Server
     assert unknown.value.status == 404
 
 
+def test_a_request_keeps_the_adapter_that_it_began_with(server: Server, base: Path, root: Path) -> None:
+    """Replaced in place, unloaded, and its directory deleted while it answers."""
+    (prompt,) = prompts(1, seed=9)
+    models = []
+    for seed in (5, 6):
+        make_adapter(base, root / f"long-{seed}", "silu", seed)
+        models.append(reference(base, root / f"long-{seed}"))
+    server.load("long", "long-5")
+    answer = server.stream("long", prompt, 150)
+    tokens = next(answer)
+    server.load("long", "long-6", load_inplace=True)
+    check(server, "long", prompt, models[1])
+    server.unload("long")
+    for seed in (5, 6):
+        shutil.rmtree(root / f"long-{seed}")
+    for name in STATIC:  # which take its slot and its place in memory
+        server.answer(name, prompt)
+    tokens += [token for part in answer for token in part]
+    assert len(tokens) == 150
+    assert differs(Answer(tokens, []), prompt, models[0], logprobs=False) is None
+    assert differs(Answer(tokens, []), prompt, models[1], logprobs=False) is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/adapters"),
+        ("DELETE", "/adapters/silu"),
+        ("POST", "/invocations"),
+        ("POST", "/v1/completions"),
+        ("GET", "/v1/models"),
+    ],
+)
+def test_nothing_is_done_without_the_key(server: Server, method: str, path: str) -> None:
+    body = {"lora_name": "silu", "lora_path": "x", "name": "y", "src": "x", "model": "silu", "prompt": "hello"}
+    with pytest.raises(Refused) as refused:
+        server.ask(method, path, None if method == "GET" else body, key="wrong")
+    assert refused.value.status == 401
+    assert "silu" in server.models()
+
+
 def test_names(server: Server, adapters: dict[str, Path], root: Path) -> None:
     shutil.copytree(adapters["gelu"], root / "named")
     for name, message in (("silu", "already been loaded"), ("a@b", "letters, digits"), ("", "must be provided")):
@@ -168,4 +212,7 @@ def test_copies_go_when_nobody_needs_them(server: Server, base: Path) -> None:
     (store,) = Path(tempfile.gettempdir()).glob(f"cera-vllm-{server.process.pid}-*")
     copies = {model["root"] for model in json.loads(server.get("/v1/models"))["data"]} - {str(base)}
     assert len(copies) == len(STATIC)
+    deadline = time.monotonic() + 60
+    while {path.name for path in store.iterdir()} != copies and time.monotonic() < deadline:
+        time.sleep(0.5)  # a request that was answered just now may have needed one
     assert {path.name for path in store.iterdir()} == copies

@@ -3,8 +3,6 @@
 `CERA_SOAK_ROUNDS` sets its length.
 """
 
-import http.client
-import json
 import os
 import random
 import shutil
@@ -32,12 +30,9 @@ def memory(server: Server) -> int:
 
 def cancel(server: Server, name: str, prompt: list[int]) -> None:
     """Ask for a long answer, read its beginning, and hang up."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
-    body = {"model": name, "prompt": prompt, "max_tokens": 150, "ignore_eos": True, "stream": True}
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    response.read(20)
-    connection.close()
+    answer = server.stream(name, prompt, 150)
+    next(answer, None)
+    answer.close()
 
 
 def test_soak(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -6,6 +6,8 @@
 Sizes are those of torch's CPU kernels: attention counts as ``sdpa`` unless it is ``eager``, and layers as uncompiled.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -50,6 +52,19 @@ def activations(module: CausalLM, precision: str, rows: int, length: int, labell
         length: Tokens in a row.
         labelled: Share of the tokens that carry loss, in (0, 1].
     """
+    with fake_step(module, precision, rows, length, labelled) as (step, live):
+        step()
+    return live.peak
+
+
+@contextmanager
+def fake_step(
+    module: CausalLM, precision: str, rows: int, length: int, labelled: float = 1.0
+) -> Iterator[tuple[Callable[[], None], LiveMemory]]:
+    """Prepare one forward and backward pass on fake tensors, and yield what runs it and the memory that it takes.
+
+    The arguments are those of ``activations``.
+    """
     module.trainer = cpu_trainer(precision)
     model = module.model = adapted_skeleton(module)
     with module.trainer.precision_plugin.forward_context():
@@ -63,10 +78,13 @@ def activations(module: CausalLM, precision: str, rows: int, length: int, labell
         ids = torch.zeros(rows, length, dtype=torch.long)
         batch = {"input_ids": ids, "labels": ids.clone(), "position_ids": torch.arange(length).expand(rows, length)}
         with SelectedShare(labelled), LiveMemory([*parameters, *gradients]) as live:
-            with module.trainer.precision_plugin.forward_context():
-                losses, _ = module.answer_nll(batch)
-            losses.sum().backward()
-    return live.peak
+
+            def step() -> None:
+                with module.trainer.precision_plugin.forward_context():
+                    losses, _ = module.answer_nll(batch)
+                losses.sum().backward()
+
+            yield step, live
 
 
 @cache

@@ -30,7 +30,10 @@ REPOSITORY = Path(__file__).parent.parent
 TEMPLATE = REPOSITORY / "docs" / "findings.md.j2"
 PAGE = REPOSITORY / "docs" / "findings.md"
 
-CALLS = ("mean", "difference", "rate", "seeds", "runs", "methods", "effects", "path", "figure", "verdict", "verdicts")
+CALLS = (
+    "mean", "difference", "value", "rate", "seeds", "runs",
+    "methods", "effects", "path", "figure", "verdict", "verdicts",
+)  # fmt: skip
 """What the template may call: methods of ``Summaries``."""
 
 
@@ -64,6 +67,11 @@ class Summaries:
         summary = self.summary(study)
         first, second = [(name, self._label(summary, name)) for name in (reference, method)]
         return _written(method_difference(summary, first, second, metric), "+")
+
+    def value(self, study: str, run: str, metric: str) -> str:
+        """Return what was measured of one run."""
+        (found,) = (each for each in self.summary(study).runs if each.name == run)
+        return f"{found.values[metric]:.4g}"
 
     def rate(self, study: str, method: str) -> str:
         """Return a method's best rate."""

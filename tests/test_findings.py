@@ -1,0 +1,34 @@
+"""The page of findings: made from committed summaries alone, the same bytes each time."""
+
+import pytest
+from conftest import REPOSITORY
+
+from cera.studies.axes import StudyError
+from scripts.findings import PAGE, TEMPLATE, render, repository
+
+
+def test_the_committed_page_and_figures_are_what_the_script_makes(tmp_path) -> None:
+    made = render(TEMPLATE.read_text(encoding="utf-8"), repository(pictures=tmp_path))
+    assert made == PAGE.read_text(encoding="utf-8"), "run `python scripts/findings.py`"
+    drawn = sorted(tmp_path.glob("*.png"))
+    assert drawn
+    for picture in drawn:
+        assert picture.read_bytes() == (REPOSITORY / "docs" / "pictures" / picture.name).read_bytes(), picture.name
+
+
+def test_a_number_is_that_of_its_summary(tmp_path) -> None:
+    calls = '{{ mean("tunnel_sanity", "full", "held_out_perplexity") }} {{ rate("tunnel_sanity", "full") }}'
+    assert render(calls, repository(pictures=tmp_path)) == "1.529 [1.525, 1.533] 0.002"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ('mean("tunnel_sanity", "dora", "perplexity")', "tunnel_sanity has no best rate of dora; its methods are full"),
+        ('mean("tunnel_sanity", "full", "accuracy")', "no seed has a value"),
+        ('runs("no_such_study")', "no_such_study"),
+    ],
+)
+def test_what_a_summary_does_not_have_is_an_error(call, message, tmp_path) -> None:
+    with pytest.raises((StudyError, ValueError), match=message):
+        render("{{ " + call + " }}", repository(pictures=tmp_path))

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from cera.callbacks import Diverged
 from cera.cli.errors import UsageError, error_line
 from cera.cli.preflight import MissingRequirement
-from cera.cli.training_cli import TrainingCLI
+from cera.cli.training_cli import Reused, TrainingCLI
 from cera.data import DataError, TemplateError
 from cera.evaluation.records import RecordError
 from cera.foreign_files import FileError
@@ -64,6 +64,8 @@ def main(arguments: list[str]) -> int:
     try:
         with stop_signals(raise_stopped):
             TrainingCLI(arguments)
+    except Reused as reused:
+        print(reused, file=sys.stderr)
     except Stopped as stopped:
         return _end(stopped, 128 + stopped.signal)
     except MISTAKES as error:

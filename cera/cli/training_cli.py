@@ -1,8 +1,10 @@
 """The configuration, objects and subcommands of ``cera train``, on top of Lightning's ``LightningCLI``."""
 
 import signal
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,11 +32,17 @@ from cera.data import ChatData
 from cera.evaluation.evaluate import Evaluation, prepare
 from cera.evaluation.tasks import Task
 from cera.models.backbone import load_config, load_tokenizer
+from cera.runs.directory import outside_launcher
+from cera.runs.reused import copy_run, finished_alike
 from cera.runs.signals import Stopped
 from cera.training.module import CausalLM
 from cera.training.precision import base_dtype
 
 set_parsing_settings(subclasses_enabled=[Task])  # a dataclass, of which a configuration names a subclass
+
+
+class Reused(Exception):
+    """A fit has ended before it began: a run with the same settings was copied."""
 
 
 class TrainingParser(ConfigurationParser, LightningArgumentParser):
@@ -62,6 +70,7 @@ class TrainingCLI(LightningCLI):
         UsageError: The command line or a configuration file is wrong; the message names the key.
         MissingRequirement: This machine lacks something that the run needs.
         CheckpointError: The checkpoint to start from does not exist or does not fit.
+        Reused: A run with the same settings was copied in place of a fit with ``--reuse``.
     """
 
     run: ChosenRun
@@ -94,6 +103,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--evaluation", type=Evaluation | None, help="Task that `test` evaluates, beside the perplexity."
         )
+        parser.add_argument("--reuse", type=str | None, help=SUPPRESS)  # of `cera study run --reuse`
         parser.add_argument("--help-all", action=HelpAll, help="Show Lightning's options, too, and exit.")
         parser.link_arguments("model.base", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -136,8 +146,18 @@ class TrainingCLI(LightningCLI):
         self.run = choose_run(config, str(self.subcommand), settings)
         if self.subcommand == "predict":
             check_predictions(self.run.directory)
+        if self.subcommand == "fit" and config.reuse is not None and self.run.earlier is None:
+            self._reuse(Path(config.reuse), settings)
         place_loggers(config.trainer.logger, earlier_directory, self.run.directory)
         self._at_the_end.callback(self.run.release)
+
+    def _reuse(self, runs: Path, settings: dict[str, Any]) -> None:
+        """End with ``Reused`` if a run has computed what this one would, and has been copied."""
+        if self.run.lock is None or outside_launcher()[1] > 1:
+            raise UsageError("--reuse is for runs that one process starts, as those of a study are: remove it.")
+        if (earlier := finished_alike(runs, settings)) is not None:
+            copy_run(earlier, self.run.directory, settings)
+            raise Reused(f"fit has copied {earlier.path}, whose settings are the same, to {self.run.directory}.")
 
     # Objects
 

@@ -35,7 +35,7 @@ def training_parser() -> ConfigurationParser:
     parser.add_class_arguments(Trainer, "trainer", skip=set(ignored))
     for key in (*(f"trainer.{name}" for name in ignored), "seed_everything", "ckpt_path", "evaluation"):
         parser.add_argument(f"--{key}", type=Any)
-    for key in ("name", "runs", "checkpoint_every", "answer_tokens"):
+    for key in ("name", "runs", "checkpoint_every", "answer_tokens", "reuse"):
         parser.add_argument(f"--{key}", type=Any)
     return parser
 

@@ -57,7 +57,7 @@ def reserve(runs: str | Path, name: str, resume: bool) -> RunDirectory:
     Raises:
         DirectoryInUse: Another process writes to the run to resume, or to the directory of an outside launcher.
     """
-    rank, world_size = _outside_launcher()
+    rank, world_size = outside_launcher()
     if RUN_DIR in os.environ or rank > 0:
         return RunDirectory(choose(runs, name, resume), None)
     while True:
@@ -74,7 +74,7 @@ def reserve(runs: str | Path, name: str, resume: bool) -> RunDirectory:
 
 def _choice(runs: Path, name: str, resume: bool) -> Path:
     existing = _numbered_directories(runs, name)
-    rank, world_size = _outside_launcher()
+    rank, world_size = outside_launcher()
     if resume:
         if not existing:
             raise CheckpointError(f"--ckpt_path last: there is no run of the name {name!r} in {runs}.")
@@ -90,11 +90,11 @@ def _choice(runs: Path, name: str, resume: bool) -> Path:
 
 def _pass_on(chosen: Path) -> None:
     """Pass the choice on to the processes that Lightning starts."""
-    if _outside_launcher()[1] == 1:
+    if outside_launcher()[1] == 1:
         os.environ[RUN_DIR] = str(chosen)
 
 
-def _outside_launcher() -> tuple[int, int]:
+def outside_launcher() -> tuple[int, int]:
     """Return the rank and the number of processes that torchrun or SLURM set, or (0, 1)."""
     for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in os.environ and world_size in os.environ:

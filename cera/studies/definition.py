@@ -118,6 +118,7 @@ class Definition:
         resources: What Ray reserves for a run.
         stop_early: When Ray stops a run before its end; ``None`` if it does not.
         prepare: Commands of ``cera`` that are run before the runs.
+        reuse: Whether runs of other studies with the same settings are copied; not of the file (``Study.reusing``).
     """
 
     name: str
@@ -129,6 +130,7 @@ class Definition:
     resources: Resources
     stop_early: StopEarly | None
     prepare: tuple[str, ...]
+    reuse: bool = False
 
     @property
     def number_of_runs(self) -> int:

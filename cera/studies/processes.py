@@ -199,21 +199,28 @@ def next_command(folder: Path, run: StudyRun, definition: Definition) -> list[st
     try:
         finished_run = FinishedRun.read(path)
     except RunError:
-        return command_to_train(folder, run)
+        return command_to_train(folder, run, definition.reuse)
     if finished_run.divergence:
         return None
     if not is_trained(finished_run):
-        return None if StoppedEarly.read(path) else command_to_train(folder, run)
+        return None if StoppedEarly.read(path) else command_to_train(folder, run, definition.reuse)
     measure = next_measure(finished_run, definition.measures)
     return None if measure is None else measure.command(path)
 
 
-def command_to_train(folder: Path, run: StudyRun) -> list[str]:
-    """Return the command that trains a run, or goes on with what is in its run directory."""
+def command_to_train(folder: Path, run: StudyRun, reuse: bool = False) -> list[str]:
+    """Return the command that trains a run, or goes on with what is in its run directory.
+
+    Args:
+        folder: The directory of the study.
+        run: The run.
+        reuse: Whether a run of this study or one beside it that has the same settings is copied instead.
+    """
     path = folder / run.name
     resume = path.is_dir() and any(path.iterdir())
     options = [f"--runs={folder}", f"--name={run.name}"]
     answers = [] if "answer_tokens" in run.settings else ["--answer_tokens=0"]
+    options += [f"--reuse={folder.parent}"] if reuse else []
     return [*TRAIN, *run.arguments(), *options, *answers, *(["--ckpt_path=last"] if resume else [])]
 
 

@@ -69,6 +69,14 @@ class Study:
         chosen = tuple(run for run in runs if any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns))
         return replace(self, definition=replace(self.definition, runs=chosen))
 
+    def reusing(self) -> "Study":
+        """Return the study as one that copies, in place of training, runs of the studies beside it.
+
+        What is copied has the same settings (``cera.runs.reused``). Two studies that share runs are not two pieces of
+        evidence.
+        """
+        return replace(self, definition=replace(self.definition, reuse=True))
+
     def run(
         self, parallel: int = 1, watch: Watch | None = None, ray: str | None = None, fork: bool = True
     ) -> list[RunState]:

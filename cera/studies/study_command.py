@@ -5,6 +5,7 @@
     cera study run configs/studies/smol_lr.yaml --parallel 2  # what has not ended; resumes what was stopped
     cera study run configs/studies/smol_lr.yaml --parallel 8 --ray auto  # the same on a cluster
     cera study run configs/studies/smol_lr.yaml --only 'lora-*'           # a part of it
+    cera study run configs/studies/fig3.yaml --reuse          # runs that other studies have, such as fig1, are copied
     cera study status configs/studies/smol_lr.yaml            # how far each run is
     cera study report configs/studies/smol_lr.yaml            # tables and figures, from the run directories
     cera study report summary.json --out report               # the same from a summary alone
@@ -42,6 +43,7 @@ OPTIONS = {
     "base": ("plan",),
     "ray": ("run",),
     "no_fork": ("run",),
+    "reuse": ("run",),
     "out": ("report", "claims"),
     "results": ("claims",),
     "benchmarks": ("claims",),
@@ -58,6 +60,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
     parser.add_argument("--only", metavar="PATTERN", nargs="+", help="only runs with such names, as in 'lora-*-seed0'")
     parser.add_argument("--no-fork", action="store_true", help="run: start each process anew, which takes seconds more")
+    parser.add_argument(
+        "--reuse", action="store_true", help="run: copy runs with the same settings from other studies in --runs"
+    )
     parser.add_argument("--ray", metavar="ADDRESS", help="run: on this Ray cluster; local: on a Ray of its own, here")
     parser.add_argument("--shell", action="store_true", help="plan: print a command a line of what has not ended")
     parser.add_argument("--memory", action="store_true", help="plan: estimate the memory of each method, too")
@@ -84,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         return _claims(options)
     study = Study.load(configuration_file(options.study), options.runs)
     study = study.only(*options.only) if options.only else study
+    study = study.reusing() if options.reuse else study
     run = {"plan": _plan, "run": _run_study, "status": _status, "report": _report}
     return run[options.action](study, options)
 

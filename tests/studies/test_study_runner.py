@@ -320,3 +320,10 @@ def test_plan_shows_the_time_of_each_run_once_one_has_ended(tmp_path) -> None:
     planned = [PlannedRun(run, 1000, None) for run in loaded.definition.runs]
     assert "time" not in plan_table(planned, False, {})
     assert re.search(r"^lr0.02 +all +1,000 +0:01:40$", plan_table(planned, False, {"lr0.01": 90, "lr0.02": 100}), re.M)
+
+
+def test_a_study_looks_among_the_studies_beside_it(tmp_path) -> None:
+    loaded = study(tmp_path)
+    run = loaded.definition.runs[0]
+    assert f"--reuse={tmp_path / 'runs'}" in processes.next_command(loaded.folder, run, loaded.reusing().definition)
+    assert not any("reuse" in word for word in processes.next_command(loaded.folder, run, loaded.definition))

@@ -7,6 +7,7 @@ The text is docs/findings.md.j2, a template of Jinja, in which each number, tabl
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -63,10 +64,11 @@ class Summaries:
         return _written(method_mean(summary, method, self._label(summary, method), metric))
 
     def difference(self, study: str, method: str, reference: str, metric: str) -> str:
-        """Return a method's value less that of the reference, paired by seed, with its 95% interval."""
+        """Return a method's value less that of the reference, paired by seed, with its 95% interval and the seeds."""
         summary = self.summary(study)
         first, second = [(name, self._label(summary, name)) for name in (reference, method)]
-        return _written(method_difference(summary, first, second, metric), "+")
+        estimate = method_difference(summary, first, second, metric)
+        return f"{_written(estimate, '+')}{f' (n={estimate.seeds})' if estimate else ''}"
 
     def value(self, study: str, run: str, metric: str) -> str:
         """Return what was measured of one run."""
@@ -102,8 +104,9 @@ class Summaries:
             parameters = {run.parameters for run in summary.runs if run.method == method} - {None}
             means = [self.mean(study, method, metric) for metric in metrics]
             size = " or ".join(f"{number:,}" for number in sorted(parameters)) or "-"
-            rows.append((words, size, self.rate(study, method) + self._edge(summary, method), *means))
-        headers = ("method", "parameters", "best rate", *metrics)
+            seeds = len(summary.runs_by_seed(method, self._label(summary, method)))
+            rows.append((words, size, self.rate(study, method) + self._edge(summary, method), str(seeds), *means))
+        headers = ("method", "parameters", "best rate", "n", *metrics)
         return markdown_table(headers, rows, ["---", *["---:"] * (len(headers) - 1)])
 
     def effects(self, study: str, factors: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> str:
@@ -163,8 +166,11 @@ def _read(path: Path) -> Summary:
 def _written(estimate: Estimate | None, sign: str = "") -> str:
     if estimate is None:
         raise StudyError("no seed has a value for this number.")
-    interval = "" if estimate.low is None else f" [{estimate.low:{sign}.4g}, {estimate.high:{sign}.4g}]"
-    return f"{estimate.mean:{sign}.4g}{interval}"
+    if estimate.low is None or estimate.high is None or estimate.high == estimate.low:
+        return f"{estimate.mean:{sign}.4g}"
+    decimals = max(0, 1 - math.floor(math.log10((estimate.high - estimate.low) / 2)))  # two digits of the half-width
+    mean, low, high = (f"{number:{sign}.{decimals}f}" for number in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _effects_table(heading: str, columns: Sequence[Sequence[Effect]], metrics: Sequence[str]) -> str:
@@ -172,7 +178,12 @@ def _effects_table(heading: str, columns: Sequence[Sequence[Effect]], metrics: S
     for row in zip(*columns, strict=True):
         cells = [_written(effect.estimate, "+") + ("*" if (effect.adjusted or 1) < 0.05 else "") for effect in row]
         rows.append((row[0].name, *cells))
-    return markdown_table((heading, *(f"log {metric}" for metric in metrics)), rows, ["---", *["---:"] * len(metrics)])
+    seeds = {str(effect.estimate.seeds) for column in columns for effect in column if effect.estimate}
+    return markdown_table(
+        (f"{heading}, n={' or '.join(sorted(seeds))}", *(f"log {metric}" for metric in metrics)),
+        rows,
+        ["---", *["---:"] * len(metrics)],
+    )
 
 
 def render(template: str, summaries: Summaries) -> str:

@@ -1,5 +1,6 @@
 """Measures of what an adapter's activation does. Adapters without one, such as LoRA, have no such values."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -61,15 +62,27 @@ class InterventionsMeasure(Measure):
         fit_rows: Number of other rows that the parts are fitted to.
         level: Form of the linear part; see ``cera.interventions``.
         data: Chat file of these rows, or configuration with ``data.validation``; word problems by default.
+        detailed: Whether to measure without curvature in one layer at a time, too, and by the tokens' difficulty.
     """
 
     files = ("data",)
 
-    def __init__(self, rows: int = 64, fit_rows: int = 128, level: Level = "full", data: str | None = None) -> None:
+    def __init__(
+        self,
+        rows: int = 64,
+        fit_rows: int = 128,
+        level: Level = "full",
+        data: str | None = None,
+        detailed: bool = False,
+    ) -> None:
         _check_counts("interventions", rows=rows, fit_rows=fit_rows)
+        if not isinstance(detailed, bool):
+            raise StudyError(f"measure.interventions.detailed must be true or false, got {detailed!r}.")
         if level not in get_args(Level):
             raise StudyError(f"measure.interventions.level must be one of {', '.join(get_args(Level))}, got {level!r}.")
-        self.options = _options(rows=rows, fit_rows=fit_rows, level=level, data=data)
+        self.detailed = detailed
+        layers = ["--by-layer", f"--layer-rows={rows}"] if detailed else []
+        self.options = [*_options(rows=rows, fit_rows=fit_rows, level=level, data=data), *layers]
 
     def command(self, run_dir: Path) -> list[str] | None:
         """Return the command that intervenes on the adapter; ``None`` if it has no activation to replace."""
@@ -78,20 +91,27 @@ class InterventionsMeasure(Measure):
         return [*CERA, "intervene", str(run_dir), *self.options, "--overwrite"]  # of one that was stopped
 
     def values(self, run: FinishedRun) -> dict[str, float]:
-        """Return the loss of each condition less that of the whole adapter, in nats per answer token."""
+        """Return the loss of each condition less that of the whole adapter, in nats per answer token.
+
+        Where it is ``detailed``, that of the affine condition by decile of difficulty and by layer is as
+        ``interventions_affine_decile_3_loss_difference`` and the like.
+        """
         file = run.path / "interventions" / "interventions.json"
         if not file.exists():
             return {}
-        conditions = read_json_object(file).get("conditions")
-        if not isinstance(conditions, list) or not all(isinstance(row, dict) for row in conditions):
-            raise RunError(f"{file} has no conditions: it is of no interventions.")
-        return {
-            f"interventions_{str(row.get('condition')).split()[0]}_loss_difference": number(
-                file, row, "nll_minus_whole"
-            )
-            for row in conditions
-            if row.get("condition") != "whole"
-        }
+        content = read_json_object(file)
+        if self.detailed and "by_layer" not in content:  # of a measurement without it, or one that was stopped
+            return {}
+        rows = [(row, "") for row in _rows(file, content, "conditions")]
+        if self.detailed:
+            rows += [(row, f"_decile_{row.get('decile')}") for row in _rows(file, content, "deciles")]
+            rows += [(row, f"_{row.get('layer')}") for row in _rows(file, content, "by_layer")]
+        values = {}
+        for row, where in rows:
+            condition = str(row.get("condition")).split()[0]
+            if condition not in ("whole", "base") and (condition == "affine" or not where):
+                values[f"interventions_{condition}{where}_loss_difference"] = number(file, row, "nll_minus_whole")
+        return values
 
 
 class LearnedMixMeasure(Measure):
@@ -104,6 +124,13 @@ class LearnedMixMeasure(Measure):
         if not gammas:
             return {}
         return {"gamma": fmean(gammas), "gamma_lowest": min(gammas), "gamma_highest": max(gammas)}
+
+
+def _rows(file: Path, content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    rows = content.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RunError(f"{file} has no {key}: it is of no interventions.")
+    return rows
 
 
 def _saved_config(run_dir: Path) -> PeftConfig:

@@ -78,6 +78,16 @@ def test_interventions(runs) -> None:
     content = json.loads((runs / "cera" / "interventions" / "interventions.json").read_text())
     assert content["rows"] == {"measured": 4, "fit": 8}
     assert content["conditions"][1]["nll_minus_whole"] == values["interventions_none_loss_difference"]
+    detailed = InterventionsMeasure(rows=4, fit_rows=8, level="scalar", detailed=True)
+    assert detailed.values(FinishedRun.read(runs / "cera")) == {}, "measured again, by layer"
+    more = measured(detailed, runs / "cera")
+    assert {name: more[name] for name in values} == pytest.approx(values)
+    assert [f"interventions_affine_decile_{decile}_loss_difference" in more for decile in (1, 10)] == [True, True]
+    content = json.loads((runs / "cera" / "interventions" / "interventions.json").read_text())
+    by_layer = {row["layer"]: row["nll_minus_whole"] for row in content["by_layer"] if "affine" in row["condition"]}
+    assert len(by_layer) == len({row["layer"] for row in content["layers"]})
+    assert by_layer == {layer: more[f"interventions_affine_{layer}_loss_difference"] for layer in by_layer}
+    assert len(more) == len(values) + 10 + len(by_layer)
     (runs / "cera" / "interventions" / "interventions.json").write_text("[]")
     with pytest.raises(ValueError, match=r"interventions\.json"):
         InterventionsMeasure().values(FinishedRun.read(runs / "cera"))
@@ -166,6 +176,7 @@ def test_accuracy_of_several_samples_from_the_command_to_the_summary(runs, tmp_p
         ({"linearization": {"rank": 0}}, "measure.linearization.rank must be an integer of at least 1, got 0"),
         ({"linearization": {"data": "gone.jsonl"}}, "measure.linearization.data: there is no file"),
         ({"interventions": {"rows": "many"}}, "measure.interventions.rows must be an integer .* got 'many'"),
+        ({"interventions": {"detailed": 1}}, "measure.interventions.detailed must be true or false, got 1"),
         ({"interventions": {"level": "cubic"}}, "level must be one of scalar, diagonal, full, got 'cubic'"),
     ],
     ids=str,

@@ -1,5 +1,7 @@
 """The page of findings: made from committed summaries alone, the same bytes each time."""
 
+import re
+
 import pytest
 from conftest import REPOSITORY
 
@@ -18,7 +20,13 @@ def test_the_committed_page_and_figures_are_what_the_script_makes(tmp_path) -> N
 
 def test_a_number_is_that_of_its_summary(tmp_path) -> None:
     calls = '{{ mean("tunnel_sanity", "full", "held_out_perplexity") }} {{ rate("tunnel_sanity", "full") }}'
-    assert render(calls, repository(pictures=tmp_path)) == "1.529 [1.525, 1.533] 0.002"
+    assert render(calls, repository(pictures=tmp_path)) == "1.5290 [1.5251, 1.5328] 0.002"
+
+
+def test_a_difference_has_two_digits_of_its_interval_and_its_seeds(tmp_path) -> None:
+    call = '{{ difference("tunnel_sanity", "lora-r1", "full", "held_out_perplexity") }}'
+    written = render(call, repository(pictures=tmp_path))
+    assert re.fullmatch(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\] \(n=3\)", written), written
 
 
 @pytest.mark.parametrize(

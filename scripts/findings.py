@@ -1,17 +1,19 @@
-"""Writes docs/findings.md and its figures from committed summaries alone: the same bytes each time.
+"""Writes docs/findings.md, docs/choosing.md and their figures from committed summaries alone: the same bytes each time.
 
     python scripts/findings.py
 
-The text is docs/findings.md.j2, a template of Jinja, in which each number, table and figure is a call of a method of
-``Summaries``, such as ``{{ mean("tunnel_table3", "cera", "held_out_perplexity") }}``. So no number is typed.
+The text of a page is its template of Jinja, docs/findings.md.j2 and the like, in which each number, table and figure is
+a call of a method of ``Summaries``, such as ``{{ mean("tunnel_table3", "cera", "held_out_perplexity") }}``. So no number is typed.
 """
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -22,18 +24,19 @@ from cera.studies.claims_page import Tested, examine
 from cera.studies.estimates import Estimate, method_difference, method_mean
 from cera.studies.factorial import Effect, effects, path
 from cera.studies.lr_robustness_figure import save_figure
+from cera.studies.profile_figure import profile_figure
 from cera.studies.report_figure import figure
 from cera.studies.report_tables import markdown_table
 from cera.studies.summary import SUMMARY, Summary
 from cera.studies.verdicts import together
 
 REPOSITORY = Path(__file__).parent.parent
-TEMPLATE = REPOSITORY / "docs" / "findings.md.j2"
-PAGE = REPOSITORY / "docs" / "findings.md"
+PAGES = (REPOSITORY / "docs" / "findings.md", REPOSITORY / "docs" / "choosing.md")
+"""The pages; the template of each is beside it."""
 
 CALLS = (
     "mean", "difference", "value", "rate", "seeds", "runs",
-    "methods", "effects", "path", "figure", "verdict", "verdicts",
+    "methods", "effects", "path", "figure", "profile", "verdict", "verdicts",
 )  # fmt: skip
 """What the template may call: methods of ``Summaries``."""
 
@@ -95,16 +98,21 @@ class Summaries:
 
         Args:
             study: Name of the study.
-            metrics: Its columns.
+            metrics: Its columns; a method that lacks one, as LoRA has no activation, has a dash there.
             methods: Words by method; all methods by their names by default.
         """
         summary = self.summary(study)
+        for metric in metrics:
+            if not any(metric in run.values for run in summary.runs):
+                raise StudyError(f"{study} has no value {metric}.")
         rows = []
         for method, words in (methods or {method: method for method in summary.methods}).items():
             parameters = {run.parameters for run in summary.runs if run.method == method} - {None}
-            means = [self.mean(study, method, metric) for metric in metrics]
+            label = self._label(summary, method)
+            estimates = [method_mean(summary, method, label, metric) for metric in metrics]
+            means = ["-" if estimate is None else _written(estimate) for estimate in estimates]
             size = " or ".join(f"{number:,}" for number in sorted(parameters)) or "-"
-            seeds = len(summary.runs_by_seed(method, self._label(summary, method)))
+            seeds = len(summary.runs_by_seed(method, label))
             rows.append((words, size, self.rate(study, method) + self._edge(summary, method), str(seeds), *means))
         headers = ("method", "parameters", "best rate", "n", *metrics)
         return markdown_table(headers, rows, ["---", *["---:"] * (len(headers) - 1)])
@@ -127,6 +135,24 @@ class Summaries:
         name = "_".join(["findings", study, *([x] if x else []), *([metric] if metric else [])])
         save_figure(drawn, self.pictures / f"{name}.png")
         return f"![{words}](pictures/{name}.png)"
+
+    def profile(self, study: str, name: str, words: str, pattern: str, **options: Any) -> str:
+        """Draw several metrics side by side and return the figure's place; see ``profile_figure`` for the options.
+
+        Args:
+            study: Name of the study.
+            name: What the file's name ends in.
+            words: Words for who cannot see the figure.
+            pattern: A regular expression that the metrics match; its groups tell them apart, and give their order.
+            **options: Those of the figure.
+        """
+        known = {metric for run in self.summary(study).runs for metric in run.values}
+        groups = {match.groups(): match[0] for metric in known if (match := re.fullmatch(pattern, metric))}
+        in_order = sorted(groups, key=lambda parts: [(part.isdigit(), part.zfill(9)) for part in parts])
+        metrics = {" ".join(parts): groups[parts] for parts in in_order}
+        file = f"findings_{study}_{name}.png"
+        save_figure(profile_figure(self.summary(study), metrics, **options), self.pictures / file)
+        return f"![{words}](pictures/{file})"
 
     def verdict(self, claim: str) -> str:
         """Return the verdict of a claim, over all of its tests that have been run."""
@@ -198,6 +224,11 @@ def render(template: str, summaries: Summaries) -> str:
     return environment.from_string(template).render({name: getattr(summaries, name) for name in CALLS})
 
 
+def template(page: Path) -> str:
+    """Return the template of a page."""
+    return page.with_name(f"{page.name}.j2").read_text(encoding="utf-8")
+
+
 def repository(root: Path = REPOSITORY, pictures: Path | None = None) -> Summaries:
     """Return the summaries that are committed."""
     claims = root / "configs" / "claims" / "paper.yaml"
@@ -205,14 +236,15 @@ def repository(root: Path = REPOSITORY, pictures: Path | None = None) -> Summari
 
 
 def main() -> None:
-    """Write the page and its figures."""
+    """Write the pages and their figures."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     ).parse_args()
-    page = render(TEMPLATE.read_text(encoding="utf-8"), repository())
-    with replacing(PAGE) as file:
-        file.write_text(page, encoding="utf-8", newline="\n")
-    print(PAGE)
+    for page in PAGES:
+        written = render(template(page), repository())
+        with replacing(page) as file:
+            file.write_text(written, encoding="utf-8", newline="\n")
+        print(page)
 
 
 if __name__ == "__main__":

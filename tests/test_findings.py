@@ -6,12 +6,13 @@ import pytest
 from conftest import REPOSITORY
 
 from cera.studies.axes import StudyError
-from scripts.findings import PAGE, TEMPLATE, render, repository
+from scripts.findings import PAGES, render, repository, template
 
 
-def test_the_committed_page_and_figures_are_what_the_script_makes(tmp_path) -> None:
-    made = render(TEMPLATE.read_text(encoding="utf-8"), repository(pictures=tmp_path))
-    assert made == PAGE.read_text(encoding="utf-8"), "run `python scripts/findings.py`"
+def test_the_committed_pages_and_figures_are_what_the_script_makes(tmp_path) -> None:
+    for page in PAGES:
+        made = render(template(page), repository(pictures=tmp_path))
+        assert made == page.read_text(encoding="utf-8"), "run `python scripts/findings.py`"
     drawn = sorted(tmp_path.glob("*.png"))
     assert drawn
     for picture in drawn:

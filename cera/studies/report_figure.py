@@ -135,7 +135,7 @@ def _draw_grid(panel: Axes, summary: Summary, metric: str) -> None:
         good = sorted(number for number, seeds in results.items() if complete(seeds))
         labels = {number: label for label, number in numbers.items()}
         means = [method_mean(summary, method, labels[each], metric) for each in good]
-        _draw_means(panel, good, means, color, method, style)
+        draw_means(panel, good, means, color, method, style)
         points += [Point(x, mean.mean, color) for x, mean in zip(good, means, strict=True) if mean is not None]
         bad = [number for number in results if number not in good]
         panel.plot(bad, _heights(bad, index), "x", color=color, transform=panel.get_xaxis_transform())
@@ -177,7 +177,7 @@ def _draw_over_axis(panel: Axes, summary: Summary, x: str, metric: str) -> None:
         good = sorted((m for m in placed if means[m] is not None), key=placed.__getitem__)
         bad = [number for m, number in placed.items() if means[m] is None]
         if good:
-            _draw_means(panel, [placed[m] for m in good], [means[m] for m in good], color, group)
+            draw_means(panel, [placed[m] for m in good], [means[m] for m in good], color, group)
         if bad:
             label = group if not good else None
             panel.plot(bad, _heights(bad, index), "x", color=color, transform=panel.get_xaxis_transform(), label=label)
@@ -237,11 +237,11 @@ def _draw_methods(panel: Axes, summary: Summary, metric: str) -> None:
     for index, method in enumerate(summary.methods):
         mean = method_mean(summary, method, summary.choice(method).value, metric)
         if mean is not None:
-            _draw_means(panel, [index], [mean], f"C{index}", method)
+            draw_means(panel, [index], [mean], f"C{index}", method)
     panel.set_xticks(range(len(summary.methods)), summary.methods, rotation=30, ha="right")
 
 
-def _draw_means(
+def draw_means(
     panel: Axes, places: list[float], estimates: Sequence[Estimate | None], color: str, label: str, style: str = "-"
 ) -> None:
     drawn = [each for each in estimates if each is not None]

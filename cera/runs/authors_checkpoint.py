@@ -226,7 +226,7 @@ class AuthorsCheckpoint:
             if alpha is not None and "alpha" not in self.settings:
                 raise AdapterError(f"--alpha: the scale of {self.file}, a CeRA of the variant legacy, is 1.")
             self._check_scale(1.0)
-            return {**variant, "init": "kaiming_normal"}
+            return {**variant, "init": "kaiming_normal", "scaling": 1.0}
         variant |= {"dropout_on": "input", "init": "kaiming_uniform"}
         if alpha is None:
             return {**variant, "scaling": float(self.settings.get("scale", 1.0))}

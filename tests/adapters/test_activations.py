@@ -16,7 +16,7 @@ def update(activation: str) -> tuple[torch.Tensor, torch.Tensor, nn.Linear, nn.L
     """The update of a random CeRA branch with ``activation``, its input, ``W_up`` and ``W_down``."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(8, 6))
-    config = CeraConfig(r=4, activation=activation, dropout=0.0, target_modules=["0"], init_weights=False)
+    config = CeraConfig(r=4, activation=activation, scaling=1.0, target_modules=["0"], init_weights=False)
     layer = get_peft_model(base, config).base_model.model[0]
     x = torch.randn(5, 8)
     return layer(x) - layer.base_layer(x), x, layer.cera_up["default"], layer.cera_down["default"]

@@ -77,7 +77,7 @@ def _seed():
 
 
 def config(**settings):
-    return CeraConfig(**{"r": 4, "init_weights": False, "task_type": "CAUSAL_LM", **settings})
+    return CeraConfig(**{"r": 4, "dropout": 0.1, "init_weights": False, "task_type": "CAUSAL_LM", **settings})
 
 
 def adapted(base=None, **settings):
@@ -484,9 +484,9 @@ FULL = {
 }
 
 
-def test_config_defaults_are_the_papers():
+def test_config_defaults_are_what_the_studies_support():
     default = CeraConfig()
-    assert (default.r, default.scaling, default.activation, default.dropout) == (64, 1.0, "silu", 0.1)
+    assert (default.r, default.scaling, default.activation, default.dropout) == (64, 4.0, "silu", 0.0)
     assert default.target_modules is None
     assert default.init_weights is True
 
@@ -604,7 +604,7 @@ def test_whole_model_compiles_in_one_graph():
 @pytest.mark.parametrize(("autocast_adapter_dtype", "adapter_dtype"), [(True, torch.float32), (False, torch.bfloat16)])
 def test_bf16_base(autocast_adapter_dtype, adapter_dtype):
     base = llama().bfloat16()
-    model = get_peft_model(base, config(dropout=0.0), autocast_adapter_dtype=autocast_adapter_dtype).train()
+    model = get_peft_model(base, config(dropout=0.0, scaling=1.0), autocast_adapter_dtype=autocast_adapter_dtype).train()
     of_adapter = gradients(model).values()
     assert {gradient.dtype for gradient in of_adapter} == {adapter_dtype}
     assert all(gradient.isfinite().all() and gradient.any() for gradient in of_adapter)

@@ -79,7 +79,7 @@ def test_every_variant_equals_numpy(activation, steps, dropout_on, dropout, alph
     on_input, on_latent = (numpy_of(mask), 1) if dropout_on == "input" else (1, numpy_of(mask))
     latent = on_latent * reference_latent(layer, (numpy_of(x) * on_input) @ up.T)
     np.testing.assert_allclose(
-        numpy_of(update), latent @ down.T * (1 if alpha is None else alpha / r), rtol=1e-9, atol=1e-12
+        numpy_of(update), latent @ down.T * (4 if alpha is None else alpha / r), rtol=1e-9, atol=1e-12
     )
     if dropout and not np.all(numpy_of(mask) == 1):  # the mask's place decides
         assert not np.allclose(numpy_of(update), numpy_of(layer.eval().update(x, "default")), atol=1e-12)
@@ -167,7 +167,7 @@ def test_presets_are_the_published_ceras():
     assert values(CeraConfig.paper(16)) == ("kaiming_uniform", 1.0, None, 0.1, "latent", "silu", 0)
     assert values(CeraConfig.authors(16)) == ("kaiming_normal", 1.0, None, 0.1, "latent", "silu", 0)
     assert values(CeraConfig.aligned(16)) == ("kaiming_uniform", 1.0, 16.0, 0.1, "input", "silu", 0)
-    assert CeraConfig.paper(16) == CeraConfig(r=16)
+    assert CeraConfig.paper(16) == CeraConfig(r=16, scaling=1.0, dropout=0.1)
     changed = CeraConfig.aligned(16, alpha=64.0, activation="learned_mix", target_modules=["q_proj"])
     assert (changed.scaling_at(16), changed.activation, changed.target_modules) == (4.0, "learned_mix", {"q_proj"})
 

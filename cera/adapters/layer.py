@@ -149,8 +149,11 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
         latent = self.branch_activation[adapter_name](up(x))
         if dropout.training and not drops_input:  # in eval mode the call is a tenth of the branch's time for one token
             latent = dropout(latent)
-        update, scaling = self.branch_down[adapter_name](latent), self.scaling[adapter_name]
-        return update if scaling == 1 else update * scaling  # 1 is the default, and a pass over the output each way
+        down, scaling = cast(nn.Linear, self.branch_down[adapter_name]), self.scaling[adapter_name]
+        if scaling == 1:
+            return down(latent)
+        # a pass over the narrow latent costs less than one over the output, but for a bias, which s scales, too
+        return down(latent * scaling) if down.bias is None else down(latent) * scaling
 
     def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
         """Return what an adapter adds to ``base``, the base layer's output for ``x``: its update, unless a hybrid."""

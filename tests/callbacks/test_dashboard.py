@@ -25,7 +25,7 @@ def parameters_of(adapter=None, module=None, data=None, size=60, **trainer):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"adapter": cera.CeraConfig(r=8, scaling=4.0)}, "adapter.scaling"),
+        ({"adapter": cera.CeraConfig(r=8, scaling=2.0)}, "adapter.scaling"),
         ({"adapter": cera.CeraConfig(r=8, target_modules=["k_proj"])}, "adapter.target_modules"),
         ({"adapter": cera.CeraConfig(r=8, rank_pattern={"q_proj": 4})}, "adapter.rank_pattern"),
         ({"adapter": cera.CeraConfig(r=16)}, "r"),

@@ -604,7 +604,8 @@ def test_whole_model_compiles_in_one_graph():
 @pytest.mark.parametrize(("autocast_adapter_dtype", "adapter_dtype"), [(True, torch.float32), (False, torch.bfloat16)])
 def test_bf16_base(autocast_adapter_dtype, adapter_dtype):
     base = llama().bfloat16()
-    model = get_peft_model(base, config(dropout=0.0, scaling=1.0), autocast_adapter_dtype=autocast_adapter_dtype).train()
+    settings = config(dropout=0.0, scaling=1.0)
+    model = get_peft_model(base, settings, autocast_adapter_dtype=autocast_adapter_dtype).train()
     of_adapter = gradients(model).values()
     assert {gradient.dtype for gradient in of_adapter} == {adapter_dtype}
     assert all(gradient.isfinite().all() and gradient.any() for gradient in of_adapter)

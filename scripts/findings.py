@@ -3,8 +3,8 @@
     python scripts/findings.py
 
 The text of a page is its template of Jinja, docs/findings.md.j2 and the like, in which each number, table and figure is
-a call of a method of ``Summaries``, such as ``{{ mean("tunnel_table3", "cera", "held_out_perplexity") }}``. So no number
-is typed.
+a call of a method of ``Summaries``, such as ``{{ mean("tunnel_table3", "cera", "held_out_perplexity") }}``. So no
+number is typed.
 """
 
 import argparse

@@ -158,7 +158,8 @@ class CeraConfig(BranchConfig):
         self._demand_one_of("dropout_on", get_args(DropoutOn))
         self._demand("calibration_std", is_positive(self.calibration_std), "a positive number")
         self._demand("alpha", self.alpha is None or is_positive(self.alpha), "a positive number or null")
-        if self.alpha is not None and self.scaling not in (1.0, LORA_LIKE_SCALING):  # which may be meant by no one
+        defaults = (LORA_LIKE_SCALING, 1.0)  # today's, and that in the files of adapters saved before
+        if self.alpha is not None and self.scaling not in defaults:
             raise ValueError(
                 f"{self._name}.alpha={self.alpha:g} and scaling={self.scaling:g} are both given: s is alpha / r or "
                 "scaling, so leave one out."

@@ -144,12 +144,12 @@ class TrainingCLI(LightningCLI):
         except ValueError as error:  # such as a class whose default is no text, number or truth value
             raise UsageError(f"the configuration cannot be written to config.yaml: {error}") from error
         self.run = choose_run(config, str(self.subcommand), settings)
+        self._at_the_end.callback(self.run.release)
         if self.subcommand == "predict":
             check_predictions(self.run.directory)
         if self.subcommand == "fit" and config.reuse is not None and self.run.earlier is None:
             self._reuse(Path(config.reuse), settings)
         place_loggers(config.trainer.logger, earlier_directory, self.run.directory)
-        self._at_the_end.callback(self.run.release)
 
     def _reuse(self, runs: Path, settings: dict[str, Any]) -> None:
         """End with ``Reused`` if a run has computed what this one would, and has been copied."""

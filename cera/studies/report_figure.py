@@ -244,6 +244,7 @@ def _draw_methods(panel: Axes, summary: Summary, metric: str) -> None:
 def draw_means(
     panel: Axes, places: list[float], estimates: Sequence[Estimate | None], color: str, label: str, style: str = "-"
 ) -> None:
+    """Draw the estimates that there are as a line over their places, with bars for their intervals."""
     drawn = [each for each in estimates if each is not None]
     means = [each.mean for each in drawn]
     ends = [

@@ -15,7 +15,7 @@ from cera.cli.paths import user_path
 
 NAMES = (
     *("layer", "decoding", "logits", "tracking", "spectra"),
-    *("training", "dora", "startup", "scaling", "mixed", "estimate"),
+    *("training", "dora", "startup", "scaling", "mixed", "mixed_many", "estimate"),
 )
 
 

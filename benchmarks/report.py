@@ -358,6 +358,7 @@ FLOORS: dict[str, Callable[[Details], str]] = {
     "layer": _layer,
     "logits": _logits,
     "mixed": _mixed,
+    "mixed_many": _mixed,
     "scaling": _scaling,
     "spectra": _spectra,
     "startup": _startup,

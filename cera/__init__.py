@@ -29,6 +29,7 @@ with exit_at_interrupt() if is_command() else nullcontext():  # these imports ta
         register_adapter,
     )
     from cera.linearize import Linearization, linearize
+    from cera.runs.lora_as_cera import load_lora_as_cera
 
 _bitsandbytes.setLevel(_level)
 
@@ -49,5 +50,6 @@ __all__ = [
     "bottleneck_for",
     "calibrate",
     "linearize",
+    "load_lora_as_cera",
     "register_adapter",
 ]

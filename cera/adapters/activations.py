@@ -32,7 +32,12 @@ class LearnedMix(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the mix, in the shape and dtype of ``z``."""
-        return z + self.gamma.to(z.dtype) * (F.silu(z) - z)
+        return learned_mix(z, self.gamma)
+
+
+def learned_mix(z: Tensor, gamma: Tensor) -> Tensor:
+    """Return ``z + gamma (silu(z) - z)``, in the shape and dtype of ``z``; ``gamma`` broadcasts to it."""
+    return z + gamma.to(z.dtype) * (F.silu(z) - z)
 
 
 class Sine(nn.Module):
@@ -58,6 +63,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sine": Sine,
 }
 """Name in a configuration -> constructor. These take precedence over transformers' activations of the same names."""
+
+ELEMENTWISE = (nn.SiLU, nn.ReLU, nn.Identity, nn.GELU, nn.Tanh, LearnedMix, Sine)
+"""Types known to map each element alone, so that several adapters' latents can be mapped as one tensor."""
 
 
 def make_activation(name: str) -> nn.Module:

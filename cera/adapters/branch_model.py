@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from cera.adapters.branch_config import BranchConfig
 from cera.adapters.experts import CeraExperts
 from cera.adapters.layer import NOT_MERGEABLE, BranchLayer, CeraLayer
+from cera.adapters.mixed_batch import BatchNames
 from cera.adapters.module_layer import ModuleLayer
 from cera.adapters.targets import TARGET_MODULES, default_targets, hidden_size
 
@@ -97,12 +98,13 @@ class BranchModel(BaseTuner):
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
         beams = kwargs.get("num_beams") or 1
-        per_row = [name for name in adapter_names for _ in range(beams)]  # generate() repeats each row per beam
+        once = BatchNames(adapter_names)
+        per_row = BatchNames(name for name in once for _ in range(beams))  # generate() repeats each row per beam
         encoder = getattr(self.model, "get_encoder", lambda: None)()
         in_encoder = set() if encoder in (None, self.model) else set(encoder.modules())  # which sees no beams
         handles = [
             module.register_forward_pre_hook(
-                partial(_add_adapter_names, names=adapter_names if module in in_encoder else per_row),
+                partial(_add_adapter_names, names=once if module in in_encoder else per_row),
                 with_kwargs=True,
             )
             for module in self.modules()

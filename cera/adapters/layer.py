@@ -1,6 +1,6 @@
 """The branch around one frozen layer (paper Section 3.1, Eq. 2): the formula is in ``BranchLayer.update``."""
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cera.adapters.branch_config import BranchConfig
 from cera.adapters.dropout import Dropout
+from cera.adapters.mixed_batch import forget, stack_for
 
 NOT_MERGEABLE = (
     "CeRA, Houlsby and parallel adapters cannot be merged: their update s * W_down(act(W_up x)) is not linear in x, so "
@@ -114,6 +115,21 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; see PEFT's ``BaseTunerLayer.delete_adapter``."""
+        forget(self)
+        super().delete_adapter(adapter_name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or eval mode; training drops the copy of the weights that mixed batches keep."""
+        if mode:
+            forget(self)
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:  # behind to(), cuda(), half() and the like
+        forget(self)
+        return super()._apply(*args, **kwargs)
+
     def reset_branch_parameters(self, adapter_name: str, config: BranchConfig) -> None:
         """Draw ``W_up``; set ``W_down`` to zero, or draw it too without ``init_weights``; set biases to zero."""
         up, down = (cast(nn.Linear, branch[adapter_name]) for branch in (self.branch_up, self.branch_down))
@@ -139,10 +155,7 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
             (..., out_features), in the dtype of the adapter's weights, or autocast's.
         """
         up = cast(nn.Linear, self.branch_up[adapter_name])
-        dtype = up.weight.dtype
-        # autocast casts x itself; casting here would add a copy in fp32
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            x = self._cast_input_dtype(x, dtype)
+        x = self._cast_for(up.weight, x)
         dropout, drops_input = self.branch_dropout[adapter_name], self.drops_input[adapter_name]
         if drops_input and dropout.training:
             x = dropout(x)
@@ -154,6 +167,12 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
             return down(latent)
         # a pass over the narrow latent costs less than one over the output, but for a bias, which s scales, too
         return down(latent * scaling) if down.bias is None else down(latent) * scaling
+
+    def _cast_for(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Return ``x`` in the dtype of the weight, unless autocast is on."""
+        if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+            return x  # autocast casts x itself; casting here would add a copy in fp32
+        return self._cast_input_dtype(x, weight.dtype)
 
     def delta(self, x: Tensor, base: Tensor, adapter_name: str) -> Tensor:
         """Return what an adapter adds to ``base``, the base layer's output for ``x``: its update, unless a hybrid."""
@@ -182,7 +201,11 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
         return result
 
     def _mixed_batch(self, x: Tensor, result: Tensor, adapter_names: list[str]) -> Tensor:
-        """Return ``result`` plus each row's own adapter's update, by one gather and one scatter."""
+        """Return ``result`` plus each row's own adapter's update.
+
+        The adapters are computed together; see ``cera.adapters.mixed_batch``. Those of which ``stack_for`` says that
+        they cannot be are computed one after the other, with one gather and one scatter.
+        """
         if len(adapter_names) != len(x):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -190,11 +213,13 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
             )
         if self.disable_adapters:
             return result
-        rows = {
-            name: [i for i, other in enumerate(adapter_names) if other == name]
-            for name in dict.fromkeys(adapter_names)
-            if name in self.branch_up
-        }
+        stack = stack_for(self, x, result, adapter_names)
+        if stack is None:
+            looped = tuple(name for name in dict.fromkeys(adapter_names) if name in self.branch_up)
+        else:
+            looped = stack.looped
+            result = result if stack.up is None else stack.add(self._cast_for(stack.up, x), result)
+        rows = {name: [i for i, other in enumerate(adapter_names) if other == name] for name in looped}
         if not rows:
             return result
         order = torch.tensor([i for numbers in rows.values() for i in numbers], device=x.device)

@@ -74,22 +74,23 @@ def check_weights(folder: Path, weights: Mapping[str, Tensor], config: PeftConfi
         ) from error
 
 
-def check_loaded(folder: Path, weights: Mapping[str, Tensor], model: Any) -> None:
-    """Check that the weights are those that ``model`` holds as its adapter ``default``.
+def check_loaded(folder: Path, weights: Mapping[str, Tensor], model: Any, adapter_name: str = "default") -> None:
+    """Check that the weights are those that ``model`` holds as one of its adapters.
 
     Args:
         folder: Directory of the adapter.
         weights: Result of ``read_weights``.
         model: A PEFT model, which may be on the meta device.
+        adapter_name: Name of the adapter.
 
     Raises:
         AdapterError: A weight is missing, unknown, or of another shape or type.
     """
     file = folder / WEIGHTS_FILE
     with warnings.catch_warnings(action="ignore"):
-        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     base_weights = model.state_dict()  # an embedding that was resized or adapted is saved beside the adapter
-    by_name = _current_names(weights, model)
+    by_name = _current_names(weights, model, adapter_name)
     missing = [name for name in expected if name not in by_name]
     unknown = [name for name in by_name if name not in expected and name not in base_weights]
     if missing or unknown:
@@ -111,9 +112,9 @@ def check_loaded(folder: Path, weights: Mapping[str, Tensor], model: Any) -> Non
             raise AdapterError(f"{file}: {name} is {tensor.dtype}, and must be {wanted}.")
 
 
-def _current_names(weights: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+def _current_names(weights: Mapping[str, Tensor], model: Any, adapter_name: str) -> dict[str, Tensor]:
     """Return the weights by the names of today: earlier files of this package, and of PEFT, have others."""
-    config = model.peft_config["default"]
+    config = model.peft_config[adapter_name]
     if isinstance(model.base_model, BranchModel):
         return {with_current_prefix(name, model.base_model.prefix): tensor for name, tensor in weights.items()}
     if config.peft_type == PeftType.LORA:

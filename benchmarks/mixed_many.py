@@ -104,7 +104,6 @@ def shares(seconds: dict[str, list[float]]) -> list[float]:
     return [(lora - cera) / (lora - base) for lora, cera, base in rounds]
 
 
-@torch.inference_mode()
 def layer_seconds(size: BatchSize, length: int, rounds: int, at_least: float) -> dict[str, list[float]]:
     """Return the seconds that a pair of SmolLM2's layers takes for rows of ``length`` tokens, for each contender."""
     x = torch.randn(size.rows, length, SMOL[0], dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
@@ -114,9 +113,10 @@ def layer_seconds(size: BatchSize, length: int, rounds: int, at_least: float) ->
         name: partial(pair, x, **({} if name == "base" else {"adapter_names": size.names}))
         for name, pair in pairs.items()
     }
-    for call in calls.values():
-        call()  # warm up
-    return interleaved({name: timed(call, at_least) for name, call in calls.items()}, rounds)
+    with torch.inference_mode():
+        for call in calls.values():
+            call()  # warm up
+        return interleaved({name: timed(call, at_least) for name, call in calls.items()}, rounds)
 
 
 def _pair() -> nn.Module:

@@ -42,7 +42,7 @@ class Rows:
         groups: Adapter of each group; an adapter with many rows has several.
         size: Number of places of each group.
         order: Row at each place, (groups * size,).
-        rows: The rows that use one of these adapters.
+        rows: The rows that use one of these adapters, ascending.
         places: Place of each of ``rows``.
     """
 
@@ -65,15 +65,15 @@ class Rows:
         size = -(-sum(map(len, by_adapter.values())) // len(by_adapter))
         groups: list[str] = []
         order: list[int] = []
-        rows: list[int] = []
-        places: list[int] = []
+        place_of: dict[int, int] = {}
         for adapter, numbers in by_adapter.items():
             for start in range(0, len(numbers), size):
                 group = numbers[start : start + size]
                 groups.append(adapter)
-                rows += group
-                places += range(len(order), len(order) + len(group))
+                place_of |= {row: len(order) + i for i, row in enumerate(group)}
                 order += group + group[:1] * (size - len(group))
+        rows = sorted(place_of)
+        places = [place_of[row] for row in rows]
         return cls(tuple(groups), size, *(torch.tensor(indices, device=device) for indices in (order, rows, places)))
 
 
@@ -120,7 +120,10 @@ class Stack:
             parts = latent.split([groups for groups, _ in self.segments])
             latent = torch.cat([act(part) for (_, act), part in zip(self.segments, parts, strict=True)])
         update = torch.bmm(latent, self.down).view(len(self.rows.order), *result.shape[1:])
-        return result.index_add(0, self.rows.rows, update.index_select(0, self.rows.places).to(result.dtype))
+        update = update.index_select(0, self.rows.places).to(result.dtype)
+        if len(update) == len(result):
+            return result + update  # a pass less over the result
+        return result.index_add(0, self.rows.rows, update)
 
 
 _STACKS: "WeakKeyDictionary[nn.Module, Stack]" = WeakKeyDictionary()  # not on the layers, which are copied and pickled
@@ -236,13 +239,14 @@ def _parameters(layer: "BranchLayer", name: str) -> list[nn.Parameter]:
 
 def _state(layer: "BranchLayer", adapters: Sequence[str]) -> list[Any]:
     """Return all that a stack of these adapters depends on, in values that are fast to compare."""
-    state: list[Any] = []
+    branches = [branch._modules for branch in (layer.branch_up, layer.branch_activation, layer.branch_down)]
+    dropouts, magnitude, state = layer.branch_dropout._modules, layer.branch_magnitude._keys, list[Any]()
     for name in adapters:
-        parts = _parts(layer, name)
-        state += (name, layer.scaling[name], name in layer.branch_magnitude, parts[2].training)
-        for part in parts:
+        state += (name, layer.scaling[name], name in magnitude, cast(Any, dropouts[name]).training)
+        for branch in branches:
+            part: Any = branch[name]
             state += (id(part), _is_hooked(part))
             for weight in part._parameters.values():
                 if weight is not None and not weight.is_inference():
-                    state += (id(weight), weight.data_ptr(), weight._version, weight.requires_grad)
+                    state += (id(weight), weight.data_ptr(), weight._version)
     return state

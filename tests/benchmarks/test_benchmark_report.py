@@ -8,12 +8,14 @@ import torch
 from matplotlib.figure import Figure
 from peft import PeftModel
 
-from benchmarks import figures, logits, mixed, report, scaling
+from benchmarks import figures, logits, mixed, mixed_many, report, scaling
 from benchmarks.__main__ import main
 from benchmarks.decoding import adapted
 from benchmarks.harness import Goal, RatioRow, Result, ratios, save
 from benchmarks.process import BenchmarkError, process_age
-from cera import CeraConfig
+from cera import CeraConfig, CeraLayer
+from cera.adapters.mixed_batch import _STACKS
+from cera.models.backbone import load_model
 
 SIZES = {
     f"q/v pair, n=8 d={width} r={r}": {
@@ -351,3 +353,29 @@ def test_the_mixed_benchmark_compares_prompts_and_generation(tiny_llama):
     generation_seconds = result.details["seconds"]["generating 2 tokens"]
     assert list(generation_seconds) == ["base", "CeRA", "LoRA", "CeRA, one adapter after the other"]
     assert result.rows[3].ratios == ratios(generation_seconds["CeRA"], generation_seconds["LoRA"])
+
+
+def test_the_benchmark_of_many_adapters_compares_layers_and_a_model(tiny_llama):
+    size = mixed_many.BatchSize(rows=6, adapters=3, prompt=5, tokens=2, r=4)
+    assert size.names == ["tenant0", "tenant1", "tenant2"] * 2
+    result = mixed_many.compare(tiny_llama, size, rounds=2, at_least=0.0)
+    goals = [str(row.goal) for row in result.rows]
+    assert goals == [">= 2"] * 2 + [">= 0.8", "None", "None"] * 2
+    seconds = result.details["seconds"]
+    assert [list(contenders) for contenders in seconds.values()] == [["base", "CeRA", "LoRA"]] * 4
+    assert result.rows[0].ratios == ratios(*(seconds["q/v pair, 1 tokens per row"][kind] for kind in ("LoRA", "CeRA")))
+    assert mixed_many.shares({"base": [1.0, 1.0], "CeRA": [1.2, 3.0], "LoRA": [2.0, 3.0]}) == pytest.approx([0.8, 0.0])
+
+
+def test_the_benchmark_of_many_adapters_measures_groups(tiny_llama):
+    """Adapters that do something, and none that is computed one after the other."""
+    size = mixed_many.BatchSize(rows=4, adapters=2, prompt=5, tokens=2, r=4)
+    model = mixed_many.with_adapters(load_model(tiny_llama, torch.bfloat16), size, cera=True)
+    ids = torch.arange(4 * 5).view(4, 5)
+    output = mixed.prefill(model, ids, adapter_names=size.names)
+    layers = [module for module in model.modules() if isinstance(module, CeraLayer)]
+    stacks = [_STACKS[layer] for layer in layers]
+    assert [stack.looped for stack in stacks] == [()] * len(layers)
+    assert {name for stack in stacks for name in stack.rows.groups} == {"tenant0", "tenant1"}
+    other = mixed.prefill(model, ids, adapter_names=["tenant1", "tenant0"] * 2)
+    assert not torch.equal(output, other)

@@ -152,8 +152,10 @@ def _scaling(lora: LoraConfig, name: str) -> float:
 
 def _remove(model: nn.Module, adapter_name: str) -> None:
     """Undo what putting in an adapter did, even if it came to an end halfway."""
-    if isinstance(model, PeftModel):
-        model.peft_config.pop(adapter_name, None)
+    configs = cast(dict[str, Any], getattr(model, "peft_config", {}))
+    configs.pop(adapter_name, None)
+    if not isinstance(model, PeftModel) and not configs and hasattr(model, "peft_config"):
+        del model.peft_config
     for name, layer in list(model.named_modules()):
         if isinstance(layer, CeraLayer) and adapter_name in layer.branch_up:
             layer.delete_adapter(adapter_name)

@@ -185,6 +185,8 @@ def test_what_is_no_such_lora_is_refused_and_leaves_the_model_alone(tmp_path, se
     with pytest.raises(AdapterError, match=message):
         cera.load_lora_as_cera(model, tmp_path, "tenant")
     assert [name for name, _ in model.named_modules()] == names
+    assert "tenant" not in getattr(model, "peft_config", {})
+    assert hasattr(model, "peft_config") == beside_cera
     assert torch.equal(logits(model), before)
     (tmp_path / "adapter_config.json").write_text(right)
     cera.load_lora_as_cera(model, tmp_path, "tenant")  # nothing of the first try is in the way

@@ -84,6 +84,13 @@ def test_rows_equal_those_of_one_adapter_at_a_time(names, shape):
     assert stack.looped == ()
 
 
+def test_each_learned_mix_has_its_own_gamma():
+    layer = layer_with(one={"activation": "learned_mix"}, two={"activation": "learned_mix", "r": 2})
+    gammas = [layer.branch_activation[name].gamma.item() for name in ("one", "two")]
+    assert abs(gammas[0] - gammas[1]) > 0.05
+    assert check(layer, ["one", "two", "two", "one", "two"]).looped == ()
+
+
 @pytest.mark.parametrize("change", ["identity", "half"])
 def test_the_comparison_sees_another_activation(change):
     """Negative control of ``check``."""
@@ -245,6 +252,14 @@ def test_a_deleted_adapter_adds_nothing_and_frees_its_copy():
     assert layer not in mixed_batch._STACKS
     output = layer(x, adapter_names=["one", "two"])  # as PEFT: a layer without the adapter leaves the row alone
     torch.testing.assert_close(output, one_at_a_time(layer, x, ["one", "__base__"]))
+
+
+@pytest.mark.parametrize("move", [nn.Module.half, nn.Module.train])
+def test_a_move_and_training_free_the_copy(move):
+    layer = layer_with(one={}, two={})
+    check(layer, ["one", "two"])
+    move(layer)
+    assert layer not in mixed_batch._STACKS
 
 
 def test_a_list_of_names_that_is_changed_is_read_again():

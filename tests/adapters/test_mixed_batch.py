@@ -254,7 +254,7 @@ def test_a_deleted_adapter_adds_nothing_and_frees_its_copy():
     torch.testing.assert_close(output, one_at_a_time(layer, x, ["one", "__base__"]))
 
 
-@pytest.mark.parametrize("move", [nn.Module.half, nn.Module.train])
+@pytest.mark.parametrize("move", [CeraLayer.half, CeraLayer.train])
 def test_a_move_and_training_free_the_copy(move):
     layer = layer_with(one={}, two={})
     check(layer, ["one", "two"])

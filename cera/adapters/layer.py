@@ -218,7 +218,11 @@ class BranchLayer(Unmergeable, nn.Module, BaseTunerLayer):
             looped = tuple(name for name in dict.fromkeys(adapter_names) if name in self.branch_up)
         else:
             looped = stack.looped
-            result = result if stack.up is None else stack.add(self._cast_for(stack.up, x), result)
+            if stack.up is not None:
+                base = self.base_layer
+                is_new = isinstance(base, nn.Linear) and not base._forward_hooks  # others may hand on what they keep
+                result = result if is_new else result.clone()
+                stack.add_to(result, self._cast_for(stack.up, x))
         rows = {name: [i for i, other in enumerate(adapter_names) if other == name] for name in looped}
         if not rows:
             return result

@@ -6,7 +6,8 @@ and the adapters' weights are stacked, filled with zeros up to the largest rank:
     latent = act(x[order] (groups, rows * length, in) @ up (groups, in, r))
     result[rows] += (latent @ down (groups, r, out))[places]        # s is part of down
 
-The stack is a copy, kept for the next call: ``generate`` makes it once, and not for every token.
+The stack is a copy, kept for the next call: ``generate`` makes it once, and not for every token. On a CPU long rows are
+computed in blocks of groups that stay in its cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +25,10 @@ from cera.adapters.activations import ELEMENTWISE, LearnedMix, learned_mix
 if TYPE_CHECKING:
     from cera.adapters.layer import BranchLayer
 
-Segment = tuple[int, Callable[[Tensor], Tensor]]
-"""A number of groups that follow each other, and their activation."""
+Segment = tuple[int, int, Callable[[Tensor, int, int], Tensor]]
+"""First group and the one after the last of those with one activation, which maps the latents of groups i to j."""
+BLOCK_BYTES = 2**20
+"""Maximum size of a temporary tensor on a CPU, where more than one group is computed at a time."""
 
 
 class BatchNames(list[str]):
@@ -42,8 +45,9 @@ class Rows:
         groups: Adapter of each group; an adapter with many rows has several.
         size: Number of places of each group.
         order: Row at each place, (groups * size,).
-        rows: The rows that use one of these adapters, ascending.
+        rows: The rows that use one of these adapters, in the order of their places.
         places: Place of each of ``rows``.
+        ends: Number of ``rows`` in all groups before each group, and in all.
     """
 
     groups: tuple[str, ...]
@@ -51,6 +55,7 @@ class Rows:
     order: Tensor
     rows: Tensor
     places: Tensor
+    ends: tuple[int, ...]
 
     @classmethod
     def of(cls, names: Sequence[str], adapters: Sequence[str], device: torch.device) -> "Rows":
@@ -65,16 +70,19 @@ class Rows:
         size = -(-sum(map(len, by_adapter.values())) // len(by_adapter))
         groups: list[str] = []
         order: list[int] = []
-        place_of: dict[int, int] = {}
+        rows: list[int] = []
+        places: list[int] = []
+        ends = [0]
         for adapter, numbers in by_adapter.items():
             for start in range(0, len(numbers), size):
                 group = numbers[start : start + size]
                 groups.append(adapter)
-                place_of |= {row: len(order) + i for i, row in enumerate(group)}
+                rows += group
+                places += range(len(order), len(order) + len(group))
                 order += group + group[:1] * (size - len(group))
-        rows = sorted(place_of)
-        places = [place_of[row] for row in rows]
-        return cls(tuple(groups), size, *(torch.tensor(indices, device=device) for indices in (order, rows, places)))
+                ends.append(len(rows))
+        indices = [torch.tensor(numbers, device=device) for numbers in (order, rows, places)]
+        return cls(tuple(groups), size, indices[0], indices[1], indices[2], tuple(ends))
 
 
 @dataclass(frozen=True)
@@ -101,29 +109,38 @@ class Stack:
     down: Tensor | None = None
     segments: tuple[Segment, ...] = ()
 
-    def add(self, x: Tensor, result: Tensor) -> Tensor:
-        """Return ``result`` (batch, ..., out) plus the updates of the rows that are grouped.
+    def add_to(self, result: Tensor, x: Tensor) -> None:
+        """Add the updates of the rows that are grouped to ``result``, in place.
 
         Args:
+            result: Output of the base layer, (batch, ..., out), which nothing else reads.
             x: Input of the layer, (batch, ..., in), in the dtype of ``up`` or within autocast.
-            result: Output of the base layer.
         """
         if self.rows is None or self.up is None or self.down is None:
-            return result
+            return
         x = x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
-        width = self.rows.size * x.shape[1]
-        grouped = x.index_select(0, self.rows.order).view(len(self.up), width, x.shape[-1])
-        latent = torch.bmm(grouped, self.up)
-        if len(self.segments) == 1:
-            latent = self.segments[0][1](latent)
-        else:
-            parts = latent.split([groups for groups, _ in self.segments])
-            latent = torch.cat([act(part) for (_, act), part in zip(self.segments, parts, strict=True)])
-        update = torch.bmm(latent, self.down).view(len(self.rows.order), *result.shape[1:])
-        update = update.index_select(0, self.rows.places).to(result.dtype)
-        if len(update) == len(result):
-            return result + update  # a pass less over the result
-        return result.index_add(0, self.rows.rows, update)
+        groups, size, ends = len(self.up), self.rows.size, self.rows.ends
+        group_bytes = size * x.shape[1] * max(self.up.shape[1], self.down.shape[2]) * x.element_size()
+        step = max(1, BLOCK_BYTES // max(1, group_bytes)) if x.device.type == "cpu" else groups
+        for start in range(0, groups, step):
+            stop = min(start + step, groups)
+            block = x.index_select(0, self.rows.order[start * size : stop * size])
+            latent = torch.bmm(block.view(stop - start, size * x.shape[1], x.shape[2]), self.up[start:stop])
+            update = torch.bmm(self._activate(latent, start, stop), self.down[start:stop])
+            update = update.view(len(block), *result.shape[1:])
+            used = slice(ends[start], ends[stop])
+            if used.stop - used.start < len(block):
+                update = update.index_select(0, self.rows.places[used] - start * size)
+            result.index_add_(0, self.rows.rows[used], update.to(result.dtype))
+
+    def _activate(self, latent: Tensor, start: int, stop: int) -> Tensor:
+        """Return the activated latents of the groups from ``start`` to before ``stop``."""
+        parts = [
+            act(latent[max(first, start) - start : min(last, stop) - start], max(first, start), min(last, stop))
+            for first, last, act in self.segments
+            if first < stop and last > start
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 _STACKS: "WeakKeyDictionary[nn.Module, Stack]" = WeakKeyDictionary()  # not on the layers, which are copied and pickled
@@ -193,19 +210,20 @@ def _build(layer: "BranchLayer", names: Sequence[str], adapters: list[str], old:
     for i, name in enumerate(rows.groups):
         up[i, :, : layer.r[name]] = cast(nn.Linear, layer.branch_up[name]).weight.T
         down[i, : layer.r[name]] = cast(nn.Linear, layer.branch_down[name]).weight.T * layer.scaling[name]
-    segments = tuple(
-        _segment([activations[name] for name in group])
-        for _, group in groupby(rows.groups, key=lambda name: repr(activations[name]))
-    )
-    return replace(stack, rows=rows, up=up, down=down, segments=segments)
+    segments: list[Segment] = []
+    for _, group in groupby(rows.groups, key=lambda name: repr(activations[name])):
+        members = [activations[name] for name in group]
+        begin = segments[-1][1] if segments else 0
+        segments.append((begin, begin + len(members), _joint(members, begin)))
+    return replace(stack, rows=rows, up=up, down=down, segments=tuple(segments))
 
 
-def _segment(activations: list[nn.Module]) -> Segment:
-    """Return one function for groups whose activations are alike but for their parameters."""
+def _joint(activations: list[nn.Module], first: int) -> Callable[[Tensor, int, int], Tensor]:
+    """Return one function for groups, from ``first`` on, whose activations are alike but for their parameters."""
     if isinstance(activations[0], LearnedMix):
-        gamma = torch.stack([cast(LearnedMix, activation).gamma for activation in activations]).unsqueeze(-1)
-        return len(activations), lambda z: learned_mix(z, gamma)
-    return len(activations), activations[0]
+        gammas = torch.stack([cast(LearnedMix, activation).gamma for activation in activations]).unsqueeze(-1)
+        return lambda z, start, stop: learned_mix(z, gammas[start - first : stop - first])
+    return lambda z, start, stop: activations[0](z)
 
 
 def _can_be_grouped(layer: "BranchLayer", name: str) -> bool:

@@ -84,6 +84,35 @@ def test_rows_equal_those_of_one_adapter_at_a_time(names, shape):
     assert stack.looped == ()
 
 
+@pytest.mark.parametrize("block", [1, 3 * 4 * IN * 3, 10 * 4 * IN * 3])
+def test_blocks_of_groups_change_nothing(block, monkeypatch):
+    """Blocks of one group and of several, which cut through the groups of one activation."""
+    monkeypatch.setattr(mixed_batch, "BLOCK_BYTES", block)
+    mixes = {f"mix{i}": {"activation": "learned_mix", "r": i} for i in (1, 2, 3)}
+    layer = layer_with(**mixes, silu={}, silu2={"r": 9}, tanh={"activation": "tanh"})
+    names = [*mixes, "silu", "tanh", "__base__", "silu2", *["mix2"] * 5, "silu"]
+    assert check(layer, names).looped == ()
+
+
+@pytest.mark.parametrize("target", ["hook", "alias"])
+def test_what_others_keep_of_the_base_is_not_overwritten(target):
+    layer = layer_with(one={}, two={})
+    kept = []
+    if target == "hook":
+        layer.base_layer.register_forward_hook(lambda module, args, output: kept.append(output))
+    else:
+        layer.base_layer = nn.Identity()
+        layer.branch_down["one"], layer.branch_down["two"] = (nn.Linear(4, IN, bias=False) for _ in range(2))
+        layer.out_features = IN
+        layer.requires_grad_(False)
+    x = torch.randn(3, 2, IN)
+    before = x.clone()
+    output = layer(x, adapter_names=["one", "two", "__base__"])
+    assert not torch.equal(output, layer.base_layer(x))
+    assert torch.equal(x, before)
+    assert all(torch.equal(tensor, layer.base_layer(x)) for tensor in [*kept])
+
+
 def test_each_learned_mix_has_its_own_gamma():
     layer = layer_with(one={"activation": "learned_mix"}, two={"activation": "learned_mix", "r": 2})
     gammas = [layer.branch_activation[name].gamma.item() for name in ("one", "two")]

@@ -11,7 +11,7 @@ import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,23 @@ class Summaries:
         columns = [path(self.summary(study), methods, metric, log=True) for metric in metrics]
         return _effects_table("step", columns, metrics)
 
-    def figure(self, study: str, words: str, x: str | None = None, metric: str | None = None) -> str:
-        """Draw a figure of a study's report and return its place in the text; ``words`` are for who cannot see it."""
-        drawn = figure(self.summary(study), x, metric)
+    def figure(
+        self, study: str, words: str, x: str | None = None, metric: str | None = None, methods: Sequence[str] = ()
+    ) -> str:
+        """Draw a figure of a study's report, or of some of its methods, and return its place in the text.
+
+        Args:
+            study: Name of the study.
+            words: Words for who cannot see the figure.
+            x: See ``cera.studies.report_figure.figure``.
+            metric: See there.
+            methods: Those that are drawn; all by default.
+        """
+        summary = self.summary(study)
+        if unknown := sorted(set(methods) - set(summary.methods)):
+            raise StudyError(f"{study} has no method {', '.join(unknown)}.")
+        chosen = tuple(run for run in summary.runs if not methods or run.method in methods)
+        drawn = figure(replace(summary, runs=chosen), x, metric)
         if drawn is None:
             raise StudyError(f"{study} has no values to draw of {metric}.")
         name = "_".join(["findings", study, *([x] if x else []), *([metric] if metric else [])])

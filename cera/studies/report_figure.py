@@ -27,6 +27,9 @@ MOST_TICKS = 9
 MOST_IN_PANEL = 4
 """Maximum number of methods whose legend stands within the panel."""
 
+LEGEND_LINE = 0.22
+"""Height of a line of the legend, in inches."""
+
 FAR = 5
 """A mean is far worse than most if it is this many times as far from the best one as a quarter of all are."""
 
@@ -90,7 +93,8 @@ def figure(summary: Summary, x: str | None = None, metric: str | None = None) ->
     shown = _metric(summary, x, metric)
     if shown is None:
         return None
-    drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
+    height = max(4.0, 0.5 + LEGEND_LINE * len(summary.methods))  # so that a legend beside the panel has its place
+    drawn = Figure(figsize=(6.4, height), layout="constrained")
     panel = drawn.add_subplot()
     panel.grid(visible=True, alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)

@@ -135,8 +135,8 @@ def test_a_base_is_named_as_others_can_find_it(tmp_path, base, hub_id, parts, co
 
 
 def test_settings_other_than_the_defaults_are_listed():
-    text = ModelCard(cera.CeraConfig(r=64, scaling=4.0, target_modules=["v_proj", "q_proj"]), "a/b").text()
-    for row in ("| r | 64 |", "| scaling | 4.0 |", '| target_modules | ["q_proj", "v_proj"] |'):
+    text = ModelCard(cera.CeraConfig(r=64, scaling=2.0, target_modules=["v_proj", "q_proj"]), "a/b").text()
+    for row in ("| r | 64 |", "| scaling | 2.0 |", '| target_modules | ["q_proj", "v_proj"] |'):
         assert row in text
     assert "| dropout |" not in text
 

@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from cera.cli.errors import UsageError
 from cera.cli.trainer_arguments import ALIASES, REFUSALS
 from cera.runs.finished import FinishedRun
-from cera.runs.reused import MEASURING
+from cera.runs.settings import class_name, measuring_callbacks
 from cera.training.recipe import RECIPE
 
 
@@ -85,9 +85,7 @@ def _strategy(value: Any) -> Any:
 
 def _measuring_callbacks(value: Any) -> Any:
     """Return the callbacks with curves of their own by class; what only one of two runs has agrees."""
-    callbacks = [callback for callback in (value if isinstance(value, list) else [value]) if isinstance(callback, dict)]
-    by_class = {callback.get("class_path", "").rpartition(".")[2]: callback for callback in callbacks}
-    measuring = {name: by_class[name] for name in MEASURING if name in by_class}
+    measuring = {class_name(callback): callback for callback in measuring_callbacks(value)}
     return {"class_path": "callbacks", "init_args": measuring}
 
 

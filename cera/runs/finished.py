@@ -22,6 +22,7 @@ import yaml
 from cera.foreign_files import FileError, one_line, require_file
 from cera.foreign_yaml import load_yaml
 from cera.runs.added import ADDED_TO_CERA, as_before, without_added
+from cera.runs.checkpoints import newest_checkpoint, step_of
 from cera.runs.moved import current_class_paths
 from cera.spectral.files import Spectra, spectra_files
 
@@ -174,6 +175,14 @@ class FinishedRun:
         steps, epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs") or -1
         last = max(self.curve("val/perplexity"), default=0)
         return last >= steps if steps > 0 else self.curve("epoch").get(last, -1) + 1 >= epochs
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training has ended with everything saved: the last checkpoint is of the last validation."""
+        if not self.finished:
+            return False
+        newest = newest_checkpoint(self.path / "checkpoints")
+        return newest is None or (step_of(newest) or 0) >= max(self.curve("val/perplexity"))
 
     @property
     def divergence(self) -> str | None:

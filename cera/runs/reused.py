@@ -20,16 +20,13 @@ from cera.foreign_files import FileError, read_json_object
 from cera.runs.checkpoints import newest_checkpoint
 from cera.runs.files import replacing
 from cera.runs.finished import DIVERGED, FinishedRun
-from cera.runs.settings import flat_settings
+from cera.runs.settings import flat_settings, measuring_callbacks
 
 OF_TRAINING = (
     *("environment.json", "hparams.yaml", "metrics.csv", DIVERGED, "events.out.tfevents.*"),
     *("spectra", "adapter", "checkpoints"),
 )
 """What a training writes beside its configuration; what was measured later may be of other rows than a study's."""
-
-MEASURING = ("SpectralTracker", "Forgetting")
-"""The callbacks whose measurements a study reads."""
 
 
 def finished_alike(runs: Path, settings: Mapping[str, Any]) -> FinishedRun | None:
@@ -47,9 +44,10 @@ def finished_alike(runs: Path, settings: Mapping[str, Any]) -> FinishedRun | Non
     for file in sorted([*runs.glob("*/config.yaml"), *runs.glob("*/*/config.yaml")]):
         with suppress(FileError):  # a run that just begins or is broken
             run = FinishedRun.read(file.parent)
-            has_ended = run.divergence or (run.finished and newest_checkpoint(run.path / "checkpoints"))
-            has_base = not measures_base or 0 in run.curve("val/perplexity")
-            if _computes(run.config) == wanted and has_base and has_ended:
+            if _computes(run.config) != wanted:  # before its curves are read
+                continue
+            has_ended = run.divergence or (run.trained and newest_checkpoint(run.path / "checkpoints"))
+            if has_ended and (not measures_base or 0 in run.curve("val/perplexity")):
                 return run
     return None
 
@@ -80,6 +78,5 @@ def copy_run(run: FinishedRun, directory: Path, settings: Mapping[str, Any]) -> 
 
 def _computes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the numbers of a run: its settings by name, and the callbacks that measure."""
-    callbacks = (settings.get("trainer") or {}).get("callbacks") or []
-    measuring = [each for each in callbacks if str(each.get("class_path")).rpartition(".")[2] in MEASURING]
+    measuring = measuring_callbacks((settings.get("trainer") or {}).get("callbacks"))
     return {**flat_settings(settings), "measuring": json.dumps(measuring, sort_keys=True, default=str)}

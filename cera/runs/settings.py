@@ -32,6 +32,9 @@ BOOKKEEPING = {
 }
 """Settings that change no number of a training."""
 
+MEASURING = ("SpectralTracker", "Forgetting")
+"""Callbacks with curves of their own, whose arguments decide what is measured."""
+
 IN_LABEL = {"adapter", "adapter.r", "adapter.init_r", "adapter.use_dora"}
 """Settings that ``adapter_label`` shows."""
 
@@ -57,6 +60,17 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in BOOKKEEPING}
 
 
+def measuring_callbacks(callbacks: Any) -> list[dict[str, Any]]:
+    """Return those of the configured callbacks, a list or a single one, that are in ``MEASURING``."""
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    return [each for each in given if isinstance(each, dict) and class_name(each) in MEASURING]
+
+
+def class_name(configured: Mapping[str, Any]) -> str:
+    """Return the name of a configured class without its module."""
+    return str(configured.get("class_path")).rpartition(".")[2]
+
+
 def arguments(instance: object) -> dict[str, Any]:
     """Return the arguments of an object's class that are its attributes, as the plain data of a configuration."""
     names = [name for name in inspect.signature(type(instance)).parameters if hasattr(instance, name)]
@@ -75,7 +89,7 @@ def config_labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     earlier versions do, is no difference.
     """
     settings = [flat_settings(config) for config in configs]
-    kinds = [str(config["model"]["adapter"]["class_path"]).rpartition(".")[2] for config in configs]
+    kinds = [class_name(config["model"]["adapter"]) for config in configs]
     labels = []
     for config, flat, kind in zip(configs, settings, kinds, strict=True):
         alike = [other for other, other_kind in zip(settings, kinds, strict=True) if other_kind == kind]
@@ -92,7 +106,7 @@ def _differs(name: str, settings: Iterable[Mapping[str, Any]]) -> bool:
 
 def _flatten(name: str, value: Any, flat: dict[str, Any]) -> None:
     if isinstance(value, Mapping) and "class_path" in value:
-        flat[name] = str(value["class_path"]).rpartition(".")[2]
+        flat[name] = class_name(value)
         for key, item in (value.get("init_args") or {}).items():
             _flatten(f"{name}.{key}", item, flat)
         return

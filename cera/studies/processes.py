@@ -24,7 +24,7 @@ from cera.studies.compare import TRAIN
 from cera.studies.definition import Definition, StudyRun
 from cera.studies.early_stopping import StoppedEarly
 from cera.studies.measure import CERA
-from cera.studies.state import RECORDS, RunRecord, is_trained, next_measure, started_with
+from cera.studies.state import RECORDS, RunRecord, next_measure, started_with
 from cera.studies.warm import WarmFork, WarmForks
 
 MOST_RESTARTS = 1
@@ -202,7 +202,7 @@ def next_command(folder: Path, run: StudyRun, definition: Definition) -> list[st
         return command_to_train(folder, run, definition.reuse)
     if finished_run.divergence:
         return None
-    if not is_trained(finished_run):
+    if not finished_run.trained:
         return None if StoppedEarly.read(path) else command_to_train(folder, run, definition.reuse)
     measure = next_measure(finished_run, definition.measures)
     return None if measure is None else measure.command(path)

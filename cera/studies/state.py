@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cera.foreign_files import FileError, read_json_object
-from cera.runs.checkpoints import newest_checkpoint, step_of
 from cera.runs.files import replacing
 from cera.runs.finished import FinishedRun, RunError
 from cera.runs.lock import in_use
@@ -134,7 +133,7 @@ def read_state(folder: Path, run: StudyRun, measures: Sequence[Measure]) -> RunS
     try:
         validations, divergence = finished_run.curve("val/perplexity"), finished_run.divergence
         step = max([0, *finished_run.curve("train/loss"), *validations])
-        trained = is_trained(finished_run)
+        trained = finished_run.trained
         ended = trained and next_measure(finished_run, measures) is None
         early = None if trained else StoppedEarly.read(path)
     except FileError as error:
@@ -152,14 +151,6 @@ def read_state(folder: Path, run: StudyRun, measures: Sequence[Measure]) -> RunS
     max_steps = (finished_run.config.get("trainer") or {}).get("max_steps")
     last = validations[max(validations)] if validations else None
     return RunState(run, state, step, max_steps if (max_steps or -1) > 0 else None, failure, last, seconds)
-
-
-def is_trained(run: FinishedRun) -> bool:
-    """Return whether the training has ended with everything saved: the last checkpoint is of the last validation."""
-    if not run.finished:
-        return False
-    newest = newest_checkpoint(run.path / "checkpoints")
-    return newest is None or (step_of(newest) or 0) >= max(run.curve("val/perplexity"))
 
 
 def next_measure(run: FinishedRun, measures: Sequence[Measure]) -> Measure | None:

@@ -15,6 +15,9 @@ from benchmarks.mixed import TARGETS, generate, prefill
 from cera import CeraConfig
 from cera.models.backbone import load_model
 
+KINDS = ("CeRA", "LoRA")
+"""The methods that are compared."""
+
 STD = 0.02
 """Standard deviation of the adapters' weights: like those of trained adapters, none of them is zero."""
 
@@ -89,9 +92,6 @@ def compare(base: str, size: BatchSize, rounds: int, at_least: float = 0.1) -> R
         rows += [RatioRow(f"{title}: time of {kind} / base", ratios(seconds[kind], seconds["base"])) for kind in KINDS]
         details[what] = seconds
     return Result("mixed_many", rows, "bfloat16", {**asdict(size), "seconds": details})
-
-
-KINDS = ("CeRA", "LoRA")
 
 
 def _title(size: BatchSize) -> str:

@@ -71,8 +71,7 @@ class Summaries:
         """Return a method's value less that of the reference, paired by seed, with its 95% interval and the seeds."""
         summary = self.summary(study)
         first, second = [(name, self._label(summary, name)) for name in (reference, method)]
-        estimate = method_difference(summary, first, second, metric)
-        return f"{_written(estimate, '+')}{f' (n={estimate.seeds})' if estimate else ''}"
+        return _written(method_difference(summary, first, second, metric), "+", with_seeds=True)
 
     def value(self, study: str, run: str, metric: str) -> str:
         """Return what was measured of one run."""
@@ -163,7 +162,7 @@ class Summaries:
         """
         known = {metric for run in self.summary(study).runs for metric in run.values}
         groups = {match.groups(): match[0] for metric in known if (match := re.fullmatch(pattern, metric))}
-        in_order = sorted(groups, key=lambda parts: [(part.isdigit(), part.zfill(9)) for part in parts])
+        in_order = sorted(groups, key=lambda parts: [part.zfill(9) for part in parts])  # 2 before 10
         metrics = {" ".join(parts): groups[parts] for parts in in_order}
         file = f"findings_{study}_{name}.png"
         save_figure(profile_figure(self.summary(study), metrics, **options), self.pictures / file)
@@ -204,14 +203,15 @@ def _read(path: Path) -> Summary:
     return Summary.read(path)
 
 
-def _written(estimate: Estimate | None, sign: str = "") -> str:
+def _written(estimate: Estimate | None, sign: str = "", with_seeds: bool = False) -> str:
     if estimate is None:
         raise StudyError("no seed has a value for this number.")
+    seeds = f" (n={estimate.seeds})" if with_seeds else ""
     if estimate.low is None or estimate.high is None or estimate.high == estimate.low:
-        return f"{estimate.mean:{sign}.4g}"
+        return f"{estimate.mean:{sign}.4g}{seeds}"
     decimals = max(0, 1 - math.floor(math.log10((estimate.high - estimate.low) / 2)))  # two digits of the half-width
     mean, low, high = (f"{number:{sign}.{decimals}f}" for number in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]{seeds}"
 
 
 def _effects_table(heading: str, columns: Sequence[Sequence[Effect]], metrics: Sequence[str]) -> str:

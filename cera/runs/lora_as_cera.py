@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def load_lora_as_cera(
 
 
 def _check_model(model: PeftModel, adapter_name: str) -> None:
-    methods = {str(config.peft_type.value) for config in model.peft_config.values()}  # type: ignore[union-attr]
+    methods = {PeftType(config.peft_type).value for config in model.peft_config.values()}
     if methods - {"CERA"}:
         raise ValueError(
             f"load_lora_as_cera: model has adapters of the method {', '.join(sorted(methods))}; it must be a base "

@@ -62,8 +62,8 @@ class InterventionsMeasure(Measure):
         fit_rows: Number of other rows that the parts are fitted to.
         level: Form of the linear part; see ``cera.interventions``.
         data: Chat file of these rows, or configuration with ``data.validation``; word problems by default.
-        detailed: Whether to measure without curvature in one layer at a time, on a quarter of
-            the rows, and by the tokens' difficulty.
+        detailed: Whether the affine condition is measured by the tokens' difficulty, too, and in one layer at a time on
+            a quarter of the rows.
     """
 
     files = ("data",)
@@ -82,8 +82,9 @@ class InterventionsMeasure(Measure):
         if level not in get_args(Level):
             raise StudyError(f"measure.interventions.level must be one of {', '.join(get_args(Level))}, got {level!r}.")
         self.detailed = detailed
-        layers = ["--by-layer", f"--layer-rows={-(-rows // 4)}"] if detailed else []
-        self.options = [*_options(rows=rows, fit_rows=fit_rows, level=level, data=data), *layers]
+        self.options = _options(rows=rows, fit_rows=fit_rows, level=level, data=data)
+        if detailed:
+            self.options += ["--by-layer", f"--layer-rows={-(-rows // 4)}"]
 
     def command(self, run_dir: Path) -> list[str] | None:
         """Return the command that intervenes on the adapter; ``None`` if it has no activation to replace."""

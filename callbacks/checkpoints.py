@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from cera.callbacks.divergence_guard import Diverged, all_finite
 from cera.runs.checkpoints import newest_checkpoint
 from cera.runs.journal import RUN, VALIDATION, Journal, journal_path
-from cera.runs.signals import Stopped, stop_signals
+from cera.runs.signals import Stopped, poll, stop_signals
 from cera.training.step_loops import StepHooks, install_loops
 
 
@@ -111,6 +111,7 @@ class Checkpoints(Callback, StepHooks):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         """Save, and raise ``Stopped``, if a rank received a signal. Every rank must call this."""
+        poll()  # a run that shares its process with others does not handle signals itself
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
         step = trainer.global_step

@@ -46,6 +46,7 @@ COMMANDS = {
     "lr-robustness": Command(
         "cera.studies.lr_robustness_command", "train", "perplexity over learning rates, by adapter"
     ),
+    "train-together": Command("cera.cli.train_together", "train", "train several runs over one copy of their base"),
     "study": Command("cera.studies.study_command", "train", "plan, run and report a study of many training runs"),
     "compare-adapters": Command(
         "cera.studies.compare_command", "train", "train several adapters alike, and tabulate them"

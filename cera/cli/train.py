@@ -32,6 +32,7 @@ from cera.foreign_files import FileError
 from cera.runs.checkpoints import CheckpointError
 from cera.runs.directory import RUN_DIR
 from cera.runs.signals import Stopped, raise_stopped, stop_signals
+from cera.training.together import Companion
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 MISTAKES = (
@@ -47,8 +48,12 @@ MISTAKES = (
 """Errors that are reported in one line. Any other ``ValueError`` may come from within a run and keeps its traceback."""
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], companion: Companion | None = None) -> int:
     """Run the command line.
+
+    Args:
+        arguments: The command line.
+        companion: Of a run that is trained together with others (``cera train-together``); else ``None``.
 
     Returns:
         The exit status: 0 at the end, 2 after a user's mistake, 3 after ``DivergenceGuard`` stopped the run, 128 + N
@@ -63,7 +68,7 @@ def main(arguments: list[str]) -> int:
     given_directory = os.environ.get(RUN_DIR)
     try:
         with stop_signals(raise_stopped):
-            TrainingCLI(arguments)
+            TrainingCLI(arguments, companion)
     except Reused as reused:
         print(reused, file=sys.stderr)
     except Stopped as stopped:

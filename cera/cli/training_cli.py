@@ -37,6 +37,7 @@ from cera.runs.reused import copy_run, finished_alike
 from cera.runs.signals import Stopped
 from cera.training.module import CausalLM
 from cera.training.precision import base_dtype
+from cera.training.together import Companion
 
 set_parsing_settings(subclasses_enabled=[Task])  # a dataclass, of which a configuration names a subclass
 
@@ -65,6 +66,7 @@ class TrainingCLI(LightningCLI):
 
     Args:
         arguments: The command line, beginning with ``fit``, ``validate``, ``test`` or ``predict``.
+        companion: Of a run that is trained together with others; else ``None``.
 
     Raises:
         UsageError: The command line or a configuration file is wrong; the message names the key.
@@ -76,7 +78,8 @@ class TrainingCLI(LightningCLI):
     run: ChosenRun
     checkpoints: Checkpoints | None = None
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], companion: Companion | None = None) -> None:
+        self.companion = companion
         with ExitStack() as self._at_the_end:
             super().__init__(  # which runs the subcommand
                 CausalLM,
@@ -165,6 +168,7 @@ class TrainingCLI(LightningCLI):
         """Create model, data and trainer, and check them; no weights or data are loaded, nothing is written."""
         try:
             super().instantiate_classes()
+            self.model.companion = self.companion
             config = self.config_init[self.subcommand]
             check_consistency(
                 str(self.subcommand),

@@ -101,15 +101,43 @@ def _exit_at_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 class _State:
-    """The receivers of this process, the innermost last; the signals since the first came; the mask while it forks."""
+    """The receivers of the main thread, the innermost last; the signals since the first came; the mask while it forks;
+    the signal that was passed on to other threads."""
 
     def __init__(self) -> None:
         self.receivers: list[Receive] = []
         self.count = 0
         self.mask: set[Any] = set()
+        self.passed_on: signal.Signals | None = None
 
 
 _state = _State()
+
+
+class _Thread(threading.local):
+    """The receivers of a thread other than the main one, and whether it has received a signal that was passed on."""
+
+    def __init__(self) -> None:
+        self.receivers: list[Receive] = []
+        self.received = False
+
+
+_thread = _Thread()
+
+
+def pass_on(number: signal.Signals | None) -> None:
+    """Pass a signal on to all threads that ``poll``; ``None`` takes it back."""
+    _state.passed_on = number
+
+
+def poll() -> None:
+    """Give a signal that was passed on to the innermost ``stop_signals`` of this thread, once.
+
+    In the main thread, which handles signals itself, this does nothing.
+    """
+    if _state.passed_on is not None and _thread.receivers and not _thread.received:
+        _thread.received = True
+        _thread.receivers[-1](_state.passed_on)
 
 
 @contextmanager
@@ -117,10 +145,15 @@ def stop_signals(receive: Receive) -> Iterator[None]:
     """Pass the first signal on to ``receive``, or to that of a ``with`` block within this one.
 
     The second ends the process at once with status 128 + N, even if the main thread hangs outside of Python. Processes
-    that are forked meanwhile have Python's own handlers. In another thread than the main one this does nothing.
+    that are forked meanwhile have Python's own handlers. In another thread than the main one a signal is received when
+    the main thread has passed it on and this thread polls.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        _thread.receivers.append(receive)
+        try:
+            yield
+        finally:
+            _thread.receivers.pop()
         return
     _state.receivers.append(receive)
     try:

@@ -5,6 +5,8 @@
     while processes.running:
         processes.collect()
 
+Runs may be trained together in one process. When it has ended, each of them goes on by itself.
+
 Nothing that matters is kept here: which command is next follows from the run directory.
 """
 
@@ -13,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,12 @@ from cera.studies.warm import WarmFork, WarmForks
 MOST_RESTARTS = 1
 """How often a process that a signal killed, perhaps for memory, is started again at once."""
 
+TRAIN_TOGETHER = (*CERA, "train-together")
+"""Command that trains several runs in one process; see ``cera.cli.train_together``."""
+
+TOGETHER_LOG = "together.log"
+"""The log of the processes that train several runs."""
+
 LONGEST_REASON = 500
 """Maximum number of characters of a failed process's last line that are kept."""
 
@@ -40,23 +49,21 @@ OF_ANOTHER_RUN = {RUN_DIR, "RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "
 
 @dataclass
 class Job:
-    """A process of a run.
+    """A process of a run, or of several that are trained together.
 
     Attributes:
-        run: The run.
+        runs: The runs.
         command: What is executed; the same command again means that it did not bring the run on.
         process: The process.
-        log: The file that its output is appended to.
-        start: Size of the log before it.
+        starts: Size of the log of each run before it.
         began: When it was started, by the monotonic clock.
         restarts: How often it was started again after a kill.
     """
 
-    run: StudyRun
+    runs: tuple[StudyRun, ...]
     command: list[str]
     process: subprocess.Popen | WarmFork
-    log: Path
-    start: int
+    starts: tuple[int, ...]
     began: float
     restarts: int = 0
 
@@ -75,6 +82,9 @@ class Processes:
         cwd: The working directory of the processes; that of this one by default.
         tied_to_this: Whether they save their state and end when this process has died; otherwise they outlive it.
         forks: Where commands of ``cera`` start as forks; ``None`` starts each anew.
+
+    Attributes:
+        waiting: Runs that were trained together, or that a kill has ended meanwhile, and are to be started alone.
     """
 
     def __init__(
@@ -90,25 +100,49 @@ class Processes:
         self._cwd = cwd
         self._tied = tied_to_this
         self._forks = forks
+        self.waiting: list[StudyRun] = []
         self._jobs: list[Job] = []
         self._signal: signal.Signals | None = None
 
     @property
     def running(self) -> list[str]:
         """Names of the runs that have a process."""
-        return [job.run.name for job in self._jobs]
+        return [run.name for job in self._jobs for run in job.runs]
 
-    def start(self, run: StudyRun) -> None:
-        """Start the next process of a run, if it needs one."""
-        self._start(run)
+    @property
+    def number(self) -> int:
+        """Number of processes."""
+        return len(self._jobs)
+
+    def start(self, *runs: StudyRun) -> None:
+        """Start the next process of a run, if it needs one, or one process that trains several runs together."""
+        to_train = [run for run in runs if self._is_to_train(run)] if len(runs) > 1 else []
+        if len(to_train) > 1:
+            self._start_together(to_train)
+            self.waiting += [run for run in runs if run not in to_train]
+        else:
+            self._start(runs[0])
+            self.waiting += runs[1:]
+
+    def _is_to_train(self, run: StudyRun) -> bool:
+        try:
+            command = next_command(self.folder, run, self.definition)
+        except FileError:  # which is recorded when the run is started alone
+            return False
+        return command is not None and tuple(command[: len(TRAIN)]) == TRAIN
 
     def collect(self) -> list[StudyRun]:
         """Record the processes that have ended, start the next ones of their runs, and return these runs."""
         ended = [job for job in self._jobs if job.process.poll() is not None]
         for job in ended:
             self._jobs.remove(job)
-            self._end(job)
-        return [job.run for job in ended]
+            self._end(job) if len(job.runs) == 1 else self._end_together(job)
+        return [run for job in ended for run in job.runs]
+
+    def note(self, sentence: str) -> None:
+        """Append a sentence to the log of the processes that train several runs."""
+        with (self.folder / RECORDS / TOGETHER_LOG).open("a", encoding="utf-8") as log:
+            log.write(sentence + "\n")
 
     def close(self) -> None:
         """End what was started to start processes from; those that still run go on."""
@@ -138,11 +172,24 @@ class Processes:
             record(self.folder, run, 0.0, f"it ended without an error, and without a result: {' '.join(command)}")
             return
         record(self.folder, run, 0.0, None)
-        log = self.folder / RECORDS / f"{run.name}.log"
-        start = log.stat().st_size if log.exists() else 0
-        process = self._open(command, log)
         restarts = before.restarts + 1 if before is not None and killed else 0
-        self._jobs.append(Job(run, command, process, log, start, time.monotonic(), restarts))
+        self._open_job((run,), command, self._log(run), restarts)
+
+    def _start_together(self, runs: Sequence[StudyRun]) -> None:
+        """Start a process that trains several runs; each has its own log, and all share one for the process itself."""
+        command = [*TRAIN_TOGETHER, f"--logs={self.folder / RECORDS}"]
+        for run in runs:
+            record(self.folder, run, 0.0, None)
+            command += ["---", *command_to_train(self.folder, run, self.definition.reuse)[len(TRAIN) :]]
+        self._open_job(tuple(runs), command, self.folder / RECORDS / TOGETHER_LOG)
+
+    def _log(self, run: StudyRun) -> Path:
+        return self.folder / RECORDS / f"{run.name}.log"
+
+    def _open_job(self, runs: tuple[StudyRun, ...], command: list[str], log: Path, restarts: int = 0) -> None:
+        starts = tuple(own.stat().st_size if (own := self._log(run)).exists() else 0 for run in runs)
+        process = self._open(command, log)
+        self._jobs.append(Job(runs, command, process, starts, time.monotonic(), restarts))
         if self._signal is not None:  # it came meanwhile
             process.send_signal(self._signal)
 
@@ -166,12 +213,25 @@ class Processes:
         """Record the end of a process, and start the next one of its run."""
         status, seconds = job.process.returncode or 0, time.monotonic() - job.began
         killed = job.killed and job.restarts < MOST_RESTARTS
+        (run,) = job.runs
         if self._signal is not None or status == 0 or killed:
-            record(self.folder, job.run, seconds, None)
+            record(self.folder, run, seconds, None)
             if self._signal is None:
-                self._start(job.run, job)
+                self._start(run, job)
         else:
-            record(self.folder, job.run, seconds, failure(status, job.log, job.start))
+            record(self.folder, run, seconds, failure(status, self._log(run), job.starts[0]))
+
+    def _end_together(self, job: Job) -> None:
+        """Record the end of a process of several runs; those that it brought on, or that it was killed with, wait."""
+        status, seconds = job.process.returncode or 0, (time.monotonic() - job.began) / len(job.runs)
+        for run, start in zip(job.runs, job.starts, strict=True):
+            failed = not job.killed and self._is_to_train(run)
+            if failed and self._signal is None:
+                record(self.folder, run, seconds, failure(status, self._log(run), start))
+                continue
+            record(self.folder, run, seconds, None)
+            if self._signal is None:
+                self.waiting.append(run)
 
 
 def record(folder: Path, run: StudyRun, seconds: float, failure: str | None) -> None:

@@ -19,6 +19,7 @@ from cera.runs.lock import DirectoryLock, in_use
 from cera.runs.signals import Stopped, stop_signals
 from cera.studies.axes import StudyError
 from cera.studies.definition import Definition, StudyRun
+from cera.studies.grouping import DIFFERENCES, companions
 from cera.studies.processes import Processes
 from cera.studies.state import ENDED, NOT_WANTED, RECORDS, RunState, read_state
 from cera.studies.summarize import read_states
@@ -43,22 +44,32 @@ class Runner:
         parallel: Number of runs at a time.
         watch: See ``Watch``.
         fork: Whether processes start as forks of one that has loaded the libraries; without effect beside a GPU.
+        together: Most runs that a process trains, of those that agree in all but a few settings
+            (``cera.studies.grouping``).
 
     Attributes:
         states: State of each run by name.
 
     Raises:
-        StudyError: ``parallel`` is less than 1.
+        StudyError: ``parallel`` or ``together`` is less than 1.
     """
 
     def __init__(
-        self, definition: Definition, folder: Path, parallel: int = 1, watch: Watch | None = None, fork: bool = True
+        self,
+        definition: Definition,
+        folder: Path,
+        parallel: int = 1,
+        watch: Watch | None = None,
+        fork: bool = True,
+        together: int = 1,
     ) -> None:
-        if parallel < 1:
-            raise StudyError(f"parallel must be at least 1, got {parallel}.")
+        for name, number in (("parallel", parallel), ("together", together)):
+            if number < 1:
+                raise StudyError(f"{name} must be at least 1, got {number}.")
         self.definition = definition
         self.folder = folder
         self.parallel = parallel
+        self.together = together
         self.states: dict[str, RunState] = {}
         self._watch = watch
         self._shown = 0.0
@@ -94,7 +105,7 @@ class Runner:
 
     def _work(self, queue: list[StudyRun]) -> None:
         """Bring the runs of the queue to their end, or to a stop after a signal."""
-        while self._processes.running or (queue and self._signal is None):
+        while self._processes.running or ((queue or self._processes.waiting) and self._signal is None):
             for run in self._processes.collect():
                 self._read(run, self._processes.running)
             self._fill(queue)
@@ -102,13 +113,27 @@ class Runner:
             time.sleep(POLL)
 
     def _fill(self, queue: list[StudyRun]) -> None:
-        """Start runs of the queue while there is place and no signal has come."""
-        for run in list(queue):
-            if self._signal is not None or len(self._processes.running) >= self.parallel:
-                return
-            if not in_use(self.folder / run.name):  # a run that outlived an earlier runner is waited for
-                queue.remove(run)
-                self._processes.start(run)
+        """Start runs while there is place and no signal has come: first those that wait, then those of the queue."""
+        busy = []
+        while self._signal is None and self._processes.number < self.parallel and (self._processes.waiting or queue):
+            if self._processes.waiting:
+                self._processes.start(self._processes.waiting.pop(0))
+                continue
+            run = queue.pop(0)
+            if in_use(self.folder / run.name):  # a run that outlived an earlier runner is waited for
+                busy.append(run)
+                continue
+            group = [run]
+            if self.together > 1:
+                free = [other for other in companions(run, queue) if not in_use(self.folder / other.name)]
+                group += free[: self.together - 1]
+                if len(group) == 1:
+                    self._processes.note(
+                        f"{run.name} is trained apart: no run that is left agrees with it in all but {DIFFERENCES}."
+                    )
+                queue[:] = [other for other in queue if other not in group]
+            self._processes.start(*group)
+        queue[:0] = busy
 
     def _refresh(self, running: Collection[str]) -> None:
         """Show now and then how far the ``running`` runs are."""

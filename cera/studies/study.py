@@ -78,7 +78,12 @@ class Study:
         return replace(self, definition=replace(self.definition, reuse=True))
 
     def run(
-        self, parallel: int = 1, watch: Watch | None = None, ray: str | None = None, fork: bool = True
+        self,
+        parallel: int = 1,
+        watch: Watch | None = None,
+        ray: str | None = None,
+        fork: bool = True,
+        together: int = 1,
     ) -> list[RunState]:
         """Run what has not ended, write ``summary.json``, and return the states of all runs; see ``Runner``.
 
@@ -88,10 +93,14 @@ class Study:
                 them, and a script prints a line when a state changes.
             ray: Address of the Ray cluster on which the runs are started; by default they are here.
             fork: Whether runs here start as forks of a process that has loaded the libraries; see ``Runner``.
+            together: Most runs that a process trains over one copy of their base; see ``Runner``.
 
         Raises:
-            StudyError: The study stops runs early, for which it needs Ray; or what it prepares fails.
+            StudyError: The study stops runs early, for which it needs Ray; or what it prepares fails; or runs on Ray
+                are to be trained together.
         """
+        if ray is not None and together > 1:
+            raise StudyError("together is for runs on this machine: on Ray each run has its own process.")
         if watch is None:
             watch = _print_changes(parallel) if notebook_shell() is None else NotebookTable(parallel)
         if self.definition.prepare and any(state.state not in (*ENDED, *NOT_WANTED) for state in self.states()):
@@ -104,7 +113,7 @@ class Study:
         elif self.definition.stop_early is not None:
             raise StudyError("stop_early is for runs on Ray: give --ray ADDRESS, such as local, or remove the field.")
         else:
-            states = Runner(self.definition, self.folder, parallel, watch, fork).run()
+            states = Runner(self.definition, self.folder, parallel, watch, fork, together).run()
         self.summary().save(self.folder / SUMMARY)
         return states
 

@@ -3,6 +3,7 @@
     cera study plan configs/studies/smol_lr.yaml              # the runs, with their sizes
     cera study plan configs/studies/smol_lr.yaml --shell      # what has not ended, one command a line
     cera study run configs/studies/smol_lr.yaml --parallel 2  # what has not ended; resumes what was stopped
+    cera study run configs/studies/smol_lr.yaml --together 4  # runs of one adapter over one copy of the base
     cera study run configs/studies/smol_lr.yaml --parallel 8 --ray auto  # the same on a cluster
     cera study run configs/studies/smol_lr.yaml --only 'lora-*'           # a part of it
     cera study run configs/studies/fig3.yaml --reuse          # runs that other studies have, such as fig1, are copied
@@ -43,6 +44,7 @@ OPTIONS = {
     "base": ("plan",),
     "ray": ("run",),
     "no_fork": ("run",),
+    "together": ("run",),
     "reuse": ("run",),
     "out": ("report", "claims"),
     "results": ("claims",),
@@ -58,6 +60,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("study", type=expand_home, help="its file, or that of claims, cera://NAME, or a summary.json")
     parser.add_argument("--runs", type=user_path, default=Path("runs"), help="directory of all runs")
     parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time (default: 1)")
+    parser.add_argument(
+        "--together",
+        type=int,
+        metavar="N",
+        help="run: up to N runs a process, over one copy of their base, where only rate, seed, scale or dropout differ",
+    )
     parser.add_argument("--only", metavar="PATTERN", nargs="+", help="only runs with such names, as in 'lora-*-seed0'")
     parser.add_argument("--no-fork", action="store_true", help="run: start each process anew, which takes seconds more")
     parser.add_argument(
@@ -83,6 +91,8 @@ def _run(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} is an option of {of}.")
     if options.parallel < 1:
         raise UsageError(f"--parallel must be at least 1, got {options.parallel}.")
+    if options.together is not None and options.together < 1:
+        raise UsageError(f"--together must be at least 1, got {options.together}.")
     if options.action == "report" and options.study.endswith(".json"):
         return _print_files(write_report(Summary.read(Path(options.study)), options.out or Path(options.study).parent))
     if options.action == "claims":
@@ -127,7 +137,8 @@ def _later_runs(study: Study, states: list[RunState]) -> str:
 
 
 def _run_study(study: Study, options: argparse.Namespace) -> int:
-    states = study.run(options.parallel, LiveTable(options.parallel), options.ray, not options.no_fork)
+    together = options.together or 1
+    states = study.run(options.parallel, LiveTable(options.parallel), options.ray, not options.no_fork, together)
     print(f"\n{status_table(states)}\n\nsummary: {study.folder / SUMMARY}")
     return int(any(state.state not in ("finished", "stopped early", "not needed") for state in states))
 

@@ -1,6 +1,8 @@
 """Builds the model that is trained: the frozen base with the adapter in it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -19,6 +21,7 @@ def adapted_model(
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
     compile_layers: bool = False,
+    load: Callable[..., Any] = load_model,
 ) -> PeftModel:
     """Load the base and apply the adapter.
 
@@ -32,12 +35,13 @@ def adapted_model(
         attn_implementation: See ``cera.models.backbone.load_model``.
         gradient_checkpointing: Recompute activations in the backward pass.
         compile_layers: Train with compiled layers.
+        load: Loads the base; see ``cera.models.backbone.load_model``.
 
     Returns:
         The model in training mode: transformers loads in eval mode, where dropout and checkpointing do nothing.
     """
     with loading:
-        frozen = load_model(base, dtype, quantization, attn_implementation)
+        frozen = load(base, dtype, quantization, attn_implementation)
     model = get_peft_model(frozen, adapter, autocast_adapter_dtype=fp32_adapter)
     # the name that the user gave, not the path of a converted copy in this machine's cache
     model.peft_config["default"].base_model_name_or_path = base

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 import cera.adapters  # noqa: F401  # registers CeRA with PEFT
 from cera.data import ChatData
-from cera.models.backbone import Quantization, build_skeleton, load_tokenizer
+from cera.models.backbone import Quantization, build_skeleton, load_model, load_tokenizer
 from cera.models.linear_cross_entropy import ends_in_its_head
 from cera.training import accumulation, adapter_state, checks, loss
 from cera.training.adalora import RankSchedule
@@ -33,6 +33,7 @@ from cera.training.perplexity import Perplexity
 from cera.training.precision import AdapterDtype, adapter_autocast, base_dtype, kept_in_fp32
 from cera.training.recipe import RECIPE, Schedule, adamw, check_recipe, schedule_with_warmup, seed_dropout
 from cera.training.step_loops import WholeSteps
+from cera.training.together import Companion
 
 
 class CausalLM(adapter_state.AdapterModule):
@@ -97,6 +98,7 @@ class CausalLM(adapter_state.AdapterModule):
         self.max_new_tokens = max_new_tokens
         self.schedule = schedule
         self.loss_mean = loss_mean
+        self.companion: Companion | None = None  # of a run that is trained together with others
         self.resumes = False  # the command line sets it: Lightning reveals a checkpoint only after configure_model
         self.model: PeftModel | None = None
         self.rank_schedule: RankSchedule | None = None
@@ -136,6 +138,7 @@ class CausalLM(adapter_state.AdapterModule):
             self.attn_implementation,
             self.gradient_checkpointing,
             self.compile_layers,
+            load_model if self.companion is None else self.companion.join(self),
         )
         if self.trainer.state.fn == "fit" and not self.resumes:
             calibrate_before_training(self.model, self.trainer)
@@ -194,7 +197,7 @@ class CausalLM(adapter_state.AdapterModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return this micro-batch's share of the mean loss over the labelled tokens of the whole optimizer step."""
-        losses, _ = self.answer_nll(batch)
+        losses = self.answer_nll(batch)[0] if self.companion is None else self.companion.losses(self, batch)
         accumulate, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
         within, across = loss.weights(self.loss_mean, losses.numel(), batch["step_labels"], accumulate, ranks)
         share = losses.sum() * within
@@ -207,6 +210,12 @@ class CausalLM(adapter_state.AdapterModule):
         if self.rank_schedule is not None:
             step_loss = step_loss + self.rank_schedule.penalty()
         return step_loss * getattr(self.trainer.strategy, "extra_loss_scale", 1)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients of a micro-batch, of runs that are trained together in one pass."""
+        super().backward(loss, *args, **kwargs)
+        if self.companion is not None:
+            self.companion.backward(self)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Advance AdaLoRA's rank schedule after each step of the optimizer, before gradients are cleared."""

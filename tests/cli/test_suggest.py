@@ -91,6 +91,7 @@ OTHERS = {
     "lr-robustness": ["runs", "--ou=x.png"],
     "compare-adapters": ["a.yaml", "b.yaml", "--run=x"],
     "study": ["plan", "configs/studies/smol_lr.yaml", "--shel"],
+    "train-together": ["--log=x"],
     "pretrain": ["--config=configs/pretraining/tunnel.yaml", "--pretraining.step=3"],
     "estimate": [SMOL, "--device=3"],
     "evaluate": ["--config=configs/eval_gsm8k.yaml", "--adapte=runs/a"],

@@ -48,7 +48,12 @@ MISTAKES = (
 """Errors that are reported in one line. Any other ``ValueError`` may come from within a run and keeps its traceback."""
 
 
-def main(arguments: list[str], companion: Companion | None = None) -> int:
+def main(arguments: list[str]) -> int:
+    """Run the command line, and return its exit status; see ``run``."""
+    return run(arguments)
+
+
+def run(arguments: list[str], companion: Companion | None = None) -> int:
     """Run the command line.
 
     Args:

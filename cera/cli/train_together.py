@@ -52,7 +52,7 @@ def _run(runs: list[list[str]], logs: Path | None, positions: int | None) -> int
 
     def open_lane(name: str, arguments: list[str]) -> Lane:
         log = None if logs is None else logs / f"{name}.log"
-        return Lane(name, lambda lane: train.main(arguments, Companion(lane, together)), log)
+        return Lane(name, lambda lane: train.run(arguments, Companion(lane, together)), log)
 
     def receive(number: signal.Signals) -> None:
         received.append(number)

@@ -55,6 +55,7 @@ class Branch:
         drops_input: Whether ``D`` acts on the input.
         scaling: ``s``.
         activation: ``act``, without parameters; ``None`` is the identity.
+        scales_latent: Whether ``s`` is applied before ``W_down``; it differs by rounding.
     """
 
     up: Tensor
@@ -63,6 +64,7 @@ class Branch:
     drops_input: bool
     scaling: float
     activation: nn.Module | None = None
+    scales_latent: bool = False
 
 
 def branch_of(layer: Any) -> Branch | None:
@@ -72,7 +74,7 @@ def branch_of(layer: Any) -> Branch | None:
         activation = layer.branch_activation[ADAPTER]
         if up.bias is None and down.bias is None and not any(True for _ in activation.parameters()):
             drops = layer.branch_dropout[ADAPTER], layer.drops_input[ADAPTER]
-            return Branch(up.weight, down.weight, *drops, layer.scaling[ADAPTER], activation)
+            return Branch(up.weight, down.weight, *drops, layer.scaling[ADAPTER], activation, scales_latent=True)
     if type(layer) in (lora.Linear, GaussianLoraLinear) and ADAPTER not in layer.lora_variant:
         up, down = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         if up.bias is None and down.bias is None:
@@ -155,14 +157,20 @@ class StackedLayer(nn.Module):
             latent = branches[0].activation(latent)
         if not branches[0].drops_input:
             latent = self._dropped(latent, length)
+        if branches[0].scales_latent:
+            latent = self._scaled(latent)
         update = torch.bmm(latent, down.transpose(1, 2))
-        scalings = [branch.scaling for branch in branches]
-        if scalings.count(scalings[0]) < len(scalings):  # a factor in fp32, as a number is; rounded once
-            factors = torch.tensor(scalings, dtype=torch.float32, device=x.device).view(-1, 1, 1)
-            update = (update * factors).to(update.dtype)
-        elif scalings[0] != 1:
-            update = update * scalings[0]
+        if not branches[0].scales_latent:
+            update = self._scaled(update)
         return update.view(rows, length, -1)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        """Return the values (adapters, b * l, width) times each adapter's ``s``."""
+        scalings = [branch.scaling for branch in self.branches]
+        if scalings.count(scalings[0]) < len(scalings):  # a factor in fp32, as a number is; rounded once
+            factors = torch.tensor(scalings, dtype=torch.float32, device=values.device).view(-1, 1, 1)
+            return (values * factors).to(values.dtype)
+        return values if scalings[0] == 1 else values * scalings[0]
 
     def _dropped(self, values: Tensor, length: int) -> Tensor:
         """Return the values (adapters, b * l, width) times each adapter's mask, which is drawn as it alone would."""

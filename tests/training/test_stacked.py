@@ -15,7 +15,9 @@ from cera.training.stacked import Share, StackedModel, branches, shared_copy
 
 SETTINGS = {
     "cera": [CeraConfig(r=4, dropout=p, scaling=s) for p, s in ((0.1, 1.0), (0.3, 2.0), (0.0, 0.5))],
-    "cera, dropout on the input": [CeraConfig(r=4, dropout_on="input", scaling=s) for s in (1.0, 1.0, 1.0)],
+    "cera, dropout on the input": [
+        CeraConfig(r=4, dropout=0.1, dropout_on="input", scaling=s) for s in (1.0, 1.0, 1.0)
+    ],
     "lora": [LoraConfig(r=4, lora_dropout=p, lora_alpha=a) for p, a in ((0.1, 8), (0.3, 4), (0.0, 16))],
 }
 SHAPES = ((2, 12), (1, 9), (2, 15))

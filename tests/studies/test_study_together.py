@@ -1,9 +1,13 @@
 """Runs of a study that are trained together: which ones, what becomes of them, and that the summary is the same."""
 
+import contextlib
+import json
+import os
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -12,6 +16,7 @@ from study_files import TRAINER, stand_in, study
 
 from cera.cli import train
 from cera.cli.main import main
+from cera.runs.finished import FinishedRun
 from cera.studies import processes
 from cera.studies.axes import StudyError
 from cera.studies.definition import parse_definition
@@ -143,30 +148,43 @@ def test_mistakes_are_one_error(tmp_path, capsys) -> None:
     assert "--positions must be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_a_study_has_the_same_summary(tmp_path, tiny_llama, monkeypatch) -> None:
-    """Four runs of a tiny Llama, in two processes of two and each by itself."""
+def definition(name: str, base: str, adapters: list[str], rates: list[float]) -> str:
+    """The file of a study of a tiny Llama, in YAML."""
     configs = REPOSITORY / "configs"
-    content = {
-        "name": "small",
+    return yaml.safe_dump({
+        "name": name,
         "base": str(configs / "parts" / "smol.yaml"),
         "settings": {
-            "model.base": tiny_llama, "model.adapter.init_args.r": 4, "trainer.precision": "32-true",
+            "model.base": base, "model.adapter.init_args.r": 4, "trainer.precision": "32-true",
             "data.dataset.init_args.size": 60, "data.validation_rows": 4, "data.batch_size": 1, "data.max_length": 96,
             "trainer.max_steps": 6, "trainer.val_check_interval": 6, "trainer.enable_progress_bar": False,
         },
         "axes": {
-            "adapter": {name: str(configs / "adapters" / f"{name}.yaml") for name in ("lora", "cera")},
-            "learning_rate": [1e-3, 1e-2],
+            "adapter": {adapter: str(configs / "adapters" / f"{adapter}.yaml") for adapter in adapters},
+            "learning_rate": rates,
         },
         "measure": ["perplexity", {"spectra": {"protocol": "ours"}}],
-    }  # fmt: skip
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(content))
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def apart(tiny_llama, tmp_path_factory) -> Study:
+    """A study of four runs of a tiny Llama, each trained by itself."""
+    folder = tmp_path_factory.mktemp("apart")
+    file = folder / "small.yaml"
+    file.write_text(definition("small", tiny_llama, ["lora", "cera"], [1e-3, 1e-2]))
+    study = Study.load(file, folder / "runs")
+    for run in study.definition.runs:
+        command = processes.command_to_train(study.folder, run)
+        with contextlib.chdir(REPOSITORY), patch.dict(os.environ):
+            assert train.main(command[len(processes.TRAIN) :]) == 0
+    return study
+
+
+def test_a_study_has_the_same_summary(apart, tiny_llama, tmp_path, monkeypatch) -> None:
+    """Two processes of two runs each, and each run by itself."""
     monkeypatch.chdir(REPOSITORY)
-    apart, loaded = Study.load(file, tmp_path / "apart"), Study.load(file, tmp_path / "together")
-    for run in apart.definition.runs:
-        command = processes.command_to_train(apart.folder, run)
-        assert train.main(command[len(processes.TRAIN) :]) == 0
+    loaded = Study.load(apart.folder.parent.parent / "small.yaml", tmp_path)
     assert {state.state for state in loaded.run(together=2)} == {"finished"}
     log = (loaded.folder / "study" / "together.log").read_text()
     assert log.count("ended with status 0\n") == 4
@@ -175,3 +193,21 @@ def test_a_study_has_the_same_summary(tmp_path, tiny_llama, monkeypatch) -> None
     assert [run.name for run in ours.runs] == [run.name for run in theirs.runs]
     for run, expected in zip(ours.runs, theirs.runs, strict=True):
         assert run.values == pytest.approx(expected.values, rel=1e-4)
+
+
+def test_a_run_that_another_study_has_is_copied_and_its_companions_are_trained(
+    apart, tiny_llama, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    file = tmp_path / "more.yaml"
+    file.write_text(definition("more", tiny_llama, ["cera"], [1e-3, 3e-3, 3e-2]))
+    study = Study.load(file, apart.folder.parent).reusing()
+    assert {state.state for state in study.run(together=3)} == {"finished"}
+    known = FinishedRun.read(apart.folder / "cera-lr1e-3")
+    runs = {run.name: FinishedRun.read(study.folder / run.name) for run in study.definition.runs}
+    records = {name: json.loads((run.path / "environment.json").read_text()) for name, run in runs.items()}
+    copied = {name: record.get("reused_from") for name, record in records.items()}
+    assert copied == {"cera-lr1e-3": str(known.path.resolve()), "cera-lr3e-3": None, "cera-lr0.03": None}
+    assert runs["cera-lr1e-3"].curve("train/loss") == known.curve("train/loss")
+    log = (study.folder / "study" / "together.log").read_text()
+    assert re.findall(r"passes of (\d) runs: (\d)", log) == [("2", "6")]  # the copied one is in none

@@ -3,11 +3,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-from command_line import losses
+from command_line import environment, losses
 from conftest import REPOSITORY
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -48,6 +53,17 @@ def stop_at(step: int) -> tuple[str, str]:
     return "--trainer.callbacks+=test_together.Stop", f"--trainer.callbacks.init_args.step={step}"
 
 
+class Kill(Callback):
+    """Sends this process SIGKILL in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def arguments(base: str, runs: Path, method: str, name: str, *more: str) -> list[str]:
     rate, seed = HYPERPARAMETERS[name]
     return [
@@ -73,23 +89,32 @@ def worst(run: Path, reference: Path, steps: int = STEPS) -> float:
     return max(abs(ours[step] - theirs[step]) / theirs[step] for step in ours)
 
 
-@pytest.fixture(scope="module", params=["cera", "lora"])
+@pytest.fixture(params=["cera", "lora"])
 def method(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_llama, method, tmp_path_factory) -> Path:
-    """Four runs apart, and the same together; one of them diverges."""
-    folder = tmp_path_factory.mktemp(method)
-    before = dict(os.environ)
-    for name in HYPERPARAMETERS:
-        status = train.main(arguments(tiny_llama, folder / "apart", method, name))
-        assert status == (3 if name == DIVERGING else 0)
-    assert train_all(*(arguments(tiny_llama, folder / "together", method, name) for name in HYPERPARAMETERS)) == 3
-    os.environ.clear()
-    os.environ.update(before)
-    return folder
+def trained(tiny_llama, tmp_path_factory) -> Callable[[str], Path]:
+    """Trains a method's four runs apart, and the same together; one of them diverges."""
+
+    @cache
+    def trained(method: str) -> Path:
+        folder = tmp_path_factory.mktemp(method)
+        with patch.dict(os.environ):
+            for name in HYPERPARAMETERS:
+                status = train.main(arguments(tiny_llama, folder / "apart", method, name))
+                assert status == (3 if name == DIVERGING else 0)
+            runs = [arguments(tiny_llama, folder / "together", method, name) for name in HYPERPARAMETERS]
+            assert train_all(*runs) == 3
+        return folder
+
+    return trained
+
+
+@pytest.fixture
+def folder(trained, method) -> Path:
+    return trained(method)
 
 
 def test_losses_and_adapters_equal_those_of_runs_apart(folder) -> None:
@@ -145,6 +170,37 @@ def test_a_stopped_process_goes_on_together_or_apart(folder, tiny_llama, method,
     assert train.main(c) == 0
     for name in RUNS:
         assert worst(tmp_path / name, folder / "together" / name) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", ["cera"], indirect=True)
+def test_a_killed_process_goes_on_from_the_checkpoints_of_its_runs(folder, tiny_llama, method, tmp_path) -> None:
+    runs = {name: arguments(tiny_llama, tmp_path, method, name) for name in "ab"}
+    kill = ["--trainer.callbacks+=test_together.Kill", "--trainer.callbacks.init_args.step=25"]
+    command = [sys.executable, "-m", "cera", "train-together", "---", *runs["a"], *kill, "---", *runs["b"]]
+    folders = REPOSITORY, REPOSITORY / "tests", Path(__file__).parent
+    env = {**environment(), "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    killed = subprocess.run(command, cwd=tmp_path, env=env, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for name in runs:
+        assert [path.name for path in (tmp_path / name / "checkpoints").glob("*.ckpt")] == ["step=20.ckpt"]
+    assert train_all(*([*run, "--ckpt_path=last"] for run in runs.values())) == 0
+    for name in runs:
+        assert worst(tmp_path / name, folder / "together" / name) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [(["--trainer.accumulate_grad_batches=2"], TOLERANCE), (["--trainer.precision=bf16-true"], 1e-2)],
+    ids=["accumulation", "bf16"],
+)
+def test_losses_equal_those_apart_with(tiny_llama, options, tolerance, tmp_path) -> None:
+    options = [*options, "--trainer.max_steps=10", "--trainer.val_check_interval=10"]
+    for name in "ab":
+        assert train.main(arguments(tiny_llama, tmp_path / "apart", "cera", name, *options)) == 0
+    assert train_all(*(arguments(tiny_llama, tmp_path / "together", "cera", name, *options) for name in "ab")) == 0
+    for name, other in ("ab", "ba"):
+        assert worst(tmp_path / "together" / name, tmp_path / "apart" / name, 10) < tolerance
+        assert worst(tmp_path / "together" / name, tmp_path / "apart" / other, 10) > 5 * tolerance
 
 
 @pytest.mark.parametrize(

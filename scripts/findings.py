@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from cera.runs.files import replacing
 from cera.studies.axes import StudyError
 from cera.studies.claims import read_claims
 from cera.studies.claims_page import Tested, examine
+from cera.studies.correlation import Over, correlation
+from cera.studies.correlation_figure import correlation_figure
 from cera.studies.estimates import Estimate, method_difference, method_mean
 from cera.studies.factorial import Effect, effects, path
 from cera.studies.lr_robustness_figure import save_figure
@@ -37,7 +40,7 @@ PAGES = (REPOSITORY / "docs" / "findings.md", REPOSITORY / "docs" / "choosing.md
 
 CALLS = (
     "mean", "difference", "value", "rate", "seeds", "runs",
-    "methods", "effects", "path", "figure", "profile", "verdict", "verdicts",
+    "methods", "effects", "path", "correlations", "correlation_figure", "figure", "profile", "verdict", "verdicts",
 )  # fmt: skip
 """What the template may call: methods of ``Summaries``."""
 
@@ -126,6 +129,47 @@ class Summaries:
         """Return a table of the steps from one method to another on the logarithms of metrics, one a column."""
         columns = [path(self.summary(study), methods, metric, log=True) for metric in metrics]
         return _effects_table("step", columns, metrics)
+
+    def correlations(
+        self,
+        studies: Sequence[str],
+        metrics: Sequence[str],
+        predicted: str,
+        subsets: Mapping[str, tuple[str, str]] | None = None,
+    ) -> str:
+        """Return a table of rank correlations of metrics with another one: across methods, within them, of all runs.
+
+        Args:
+            studies: Names of the studies, whose runs must be of one base and task.
+            metrics: The metrics, one a row.
+            predicted: What they may predict.
+            subsets: Further columns, across some methods alone: by words, patterns of studies and of methods.
+        """
+        across: dict[str, tuple[str, str, Over]] = {w: (*each, "across") for w, each in (subsets or {}).items()}
+        columns = {
+            words: ([self.summary(study) for study in studies if fnmatchcase(study, chosen)], methods, over)
+            for words, (chosen, methods, over) in {
+                "across methods": ("*", "*", "across"),
+                **across,
+                "within a method": ("*", "*", "within"),
+                "all runs": ("*", "*", "runs"),
+            }.items()
+        }
+        rows = []
+        for metric in metrics:
+            found = [correlation(some, (metric, predicted), over, methods) for some, methods, over in columns.values()]
+            rows.append((f"`{metric}`", *("-" if each is None else _written(each, "+", True) for each in found)))
+        headers = (f"rank correlation with `{predicted}`", *columns)
+        return markdown_table(headers, rows, ["---", *["---:"] * len(columns)])
+
+    def correlation_figure(
+        self, studies: Sequence[str], metrics: tuple[str, str], words: str, groups: Mapping[str, str], above: float
+    ) -> str:
+        """Draw all runs of studies, one metric over another, and return the figure's place; see the figure's room."""
+        drawn = correlation_figure([self.summary(study) for study in studies], metrics, groups, above)
+        file = f"findings_{metrics[0]}_{metrics[1]}.png"
+        save_figure(drawn, self.pictures / file)
+        return f"![{words}](pictures/{file})"
 
     def figure(
         self, study: str, words: str, x: str | None = None, metric: str | None = None, methods: Sequence[str] = ()

@@ -14,11 +14,21 @@ from scipy import stats
 
 from cera.foreign_files import FileError, read_json_object
 from cera.studies.claims import ClaimTest
+from cera.studies.correlation import Over, correlation
 from cera.studies.estimates import Estimate, weighted_sum
 from cera.studies.selection import LEVEL, Results, combination, finite, student
 from cera.studies.state import ENDED
 from cera.studies.summary import RunSummary, Summary
-from cera.studies.two_way_bootstrap import RESAMPLES
+
+CORRELATIONS: dict[Over, tuple[str, str, str]] = {
+    "across": ("bootstrap of methods", "each at its best rate", "fewer than four methods have both metrics"),
+    "within": (
+        "Student",
+        "mean of the methods' correlations over rates and seeds",
+        "no method has four runs with both metrics",
+    ),
+}
+"""How the interval of a correlation is made, what it is over, and what is said where there is none."""
 
 
 @dataclass(frozen=True)
@@ -165,51 +175,11 @@ def _area(rates: Sequence[float], losses: Sequence[float]) -> float:
 
 def _correlation(test: ClaimTest, summary: Summary) -> Evidence:
     """Return Spearman's correlation of two metrics: of methods at their best rates, or of the runs within each."""
-    (pattern,) = test.weights
-    methods = [method for method in summary.methods if fnmatchcase(method, pattern)]
-    if test.detail == "across":
-        points = [_means(summary, method, test.metrics) for method in methods]
-        known = np.array([point for point in points if point is not None])
-        if len(known) < 4:
-            return Evidence(None, "methods", "", ("fewer than four methods have both metrics",))
-        return Evidence(_bootstrapped(known), "methods", "bootstrap of methods", ("each at its best rate",))
-    each = []
-    for method in methods:
-        runs = [[_value(run, metric) for metric in test.metrics] for run in summary.runs if run.method == method]
-        pairs = np.array([pair for pair in runs if None not in pair], dtype=float)
-        if len(pairs) >= 4 and np.ptp(pairs, axis=0).min() > 0:
-            each.append(float(_spearman(pairs[None])[0]))
-    found = student(each)
-    if found is None:
-        return Evidence(None, "methods", "", ("no method has four runs with both metrics",))
-    estimate = Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
-    return Evidence(estimate, "methods", "Student", ("mean of the methods' correlations over rates and seeds",))
-
-
-def _means(summary: Summary, method: str, metrics: Sequence[str]) -> list[float] | None:
-    label = summary.choice(method).value
-    results = [finite(summary.results(method, metric).get(label or "", {})) for metric in metrics]
-    return [_mean(by_seed) for by_seed in results] if label is not None and all(results) else None
-
-
-def _bootstrapped(points: np.ndarray) -> Estimate:
-    """Return the correlation of points, (n, 2), with a percentile interval and p-value of zero; always the same."""
-    generator = np.random.default_rng(0)
-    correlations = _spearman(points[generator.integers(len(points), size=(RESAMPLES, len(points)))])
-    correlations = correlations[np.isfinite(correlations)]
-    low, high = np.quantile(correlations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    tail = min((correlations <= 0).sum(), (correlations >= 0).sum())
-    p_value = float(min(1.0, 2 * (tail + 1) / (len(correlations) + 1)))
-    return Estimate(float(_spearman(points[None])[0]), float(low), float(high), p_value, len(points))
-
-
-def _spearman(points: np.ndarray) -> np.ndarray:
-    """Return the rank correlation of each sample, (samples, n, 2) to (samples,); nan where a metric is constant."""
-    ranks = stats.rankdata(points, axis=1)
-    ranks = ranks - ranks.mean(axis=1, keepdims=True)
-    squares = (ranks**2).sum(axis=1).prod(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(ranks.prod(axis=2).sum(axis=1) / np.sqrt(squares))
+    (pattern,), (first, second) = test.weights, test.metrics
+    over: Over = "across" if test.detail == "across" else "within"
+    method, note, too_few = CORRELATIONS[over]
+    estimate = correlation([summary], (first, second), over, pattern)
+    return Evidence(estimate, "methods", method if estimate else "", (note if estimate else too_few,))
 
 
 # Benchmarks

@@ -53,7 +53,7 @@ serve-demo: $(VENV)/installed $(SERVING)/installed
 
 # cera itself is not installed there, only found by its path: it makes the adapters and the references.
 test-serving: $(SERVING)/installed
-	cd serving && PYTHONPATH=$(CURDIR) .venv/bin/python -m pytest -m "not slow and not gpu"
+	cd serving && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv/bin/python -m pytest -m "not slow and not gpu"
 
 # vLLM pins an older transformers than cera needs, so it has an environment of its own: 2.5 GB. What is uninstalled is
 # not needed on a CPU: torchvision as pip resolves it breaks vLLM's import, and triton takes 1 GB.

@@ -21,7 +21,7 @@ logger = init_logger("vllm.cera")
 
 SWEEP = 1.0
 """Seconds between two looks whether an adapter without a name is still needed."""
-DIGITS = 16
+DIGITS = 32
 """Digits of a copy's SHA-256 in the name that the engine knows an adapter by."""
 
 
@@ -51,7 +51,8 @@ class AdapterModels(OpenAIServingModels):
         """Load the adapters of the command line; one that is refused is logged, and the others are served."""
         for name, folder in self.adapters.items():
             try:
-                await self._load(name, folder, None)
+                async with self._lock:
+                    await self._load(name, folder, None)
             except AdapterError as error:
                 logger.error("The adapter %s from %s is not served: %s", name, folder, error)
 
@@ -59,26 +60,27 @@ class AdapterModels(OpenAIServingModels):
         self, request: LoadLoRAAdapterRequest, base_model_name: str | None = None
     ) -> ErrorResponse | str:
         """Load an adapter by its path within ``root``, or replace one of the same name with ``load_inplace``."""
-        error = await self._check_load_lora_adapter_request(request)
-        if error is not None:
-            return error
-        try:
-            check_name(request.lora_name)
-            await self._load(request.lora_name, within(self.root, request.lora_path), self.root)
-        except AdapterError as error:
-            return create_error_response(
-                message=f"The adapter {request.lora_name!r} is refused: {error}",
-                err_type="BadRequestError",
-                status_code=HTTPStatus.BAD_REQUEST,
-            )
+        async with self._lock:
+            error = await self._check_load_lora_adapter_request(request)
+            if error is not None:
+                return error
+            try:
+                check_name(request.lora_name)
+                await self._load(request.lora_name, within(self.root, request.lora_path), self.root)
+            except AdapterError as refusal:
+                return create_error_response(
+                    message=f"The adapter {request.lora_name!r} is refused: {refusal}",
+                    err_type="BadRequestError",
+                    status_code=HTTPStatus.BAD_REQUEST,
+                )
         return f"Success: LoRA adapter '{request.lora_name}' added successfully."
 
     async def unload_lora_adapter(self, request: UnloadLoRAAdapterRequest) -> ErrorResponse | str:
         """Forget an adapter, and free what it takes as soon as no running request needs it."""
-        error = await self._check_unload_lora_adapter_request(request)
-        if error is not None:
-            return error
         async with self._lock:
+            error = await self._check_unload_lora_adapter_request(request)
+            if error is not None:
+                return error
             self._retire(self.lora_requests.pop(request.lora_name))
             await self._free_retired()
         return f"Success: LoRA adapter '{request.lora_name}' removed successfully."
@@ -104,23 +106,23 @@ class AdapterModels(OpenAIServingModels):
         return models
 
     async def _load(self, name: str, folder: Path, root: Path | None) -> None:
-        async with self._lock:
-            copy = await asyncio.to_thread(store().take, folder, root)
-            known_as = f"{name}@{copy.name[:DIGITS]}"
-            number = self._numbers.setdefault(known_as, self.lora_id_counter.inc(1))
-            request = LoRARequest(known_as, number, str(copy))
-            try:
-                await self._engine.add_lora(request)
-            except AdapterError:
-                self._retire(request)
-                await self._free_retired()
-                raise
-            self._retired.pop(known_as, None)
-            previous = self.lora_requests.get(name)
-            self.lora_requests[name] = request
-            if previous is not None and previous.lora_name != known_as:
-                self._retire(previous)
+        """Load an adapter from ``folder``, with the lock held; see ``AdapterStore.take`` for ``root`` and errors."""
+        copy = await asyncio.to_thread(store().take, folder, root)
+        known_as = f"{name}@{copy.name[:DIGITS]}"
+        number = self._numbers.setdefault(known_as, self.lora_id_counter.inc(1))
+        request = LoRARequest(known_as, number, str(copy))
+        try:
+            await self._engine.add_lora(request)
+        except AdapterError:
+            self._retire(request)
             await self._free_retired()
+            raise
+        self._retired.pop(known_as, None)
+        previous = self.lora_requests.get(name)
+        self.lora_requests[name] = request
+        if previous is not None and previous.lora_name != known_as:
+            self._retire(previous)
+        await self._free_retired()
         logger.info("Loaded the adapter %s as %s.", name, known_as)
 
     def _retire(self, request: LoRARequest) -> None:

@@ -176,6 +176,22 @@ def test_a_request_keeps_the_adapter_that_it_began_with(server: Server, base: Pa
     assert differs(Answer(tokens, []), prompt, models[1], logprobs=False) is not None
 
 
+def test_two_at_once(server: Server, adapters: dict[str, Path], root: Path) -> None:
+    """Of two loads, and of two unloads, of one name one succeeds, and the other is told why not."""
+    shutil.copytree(adapters["sine"], root / "twice")
+
+    def status(index: int, load: bool) -> int:
+        try:
+            server.load("twice", "twice") if load else server.unload("twice")
+        except Refused as refused:
+            return refused.status
+        return 200
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(status, range(2), [True] * 2)) == [200, 400]
+        assert sorted(pool.map(status, range(2), [False] * 2)) == [200, 404]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -11,8 +11,9 @@ PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 SERVING := serving/.venv
+PYTEST_SERVING := cd serving && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv/bin/python -m pytest -m "not slow and not gpu"
 
-.PHONY: demo install test test-slow lint docs notebooks serve-demo test-serving clean
+.PHONY: demo install test test-slow lint docs notebooks serve-demo test-serving test-serving-quick clean
 
 demo: install
 	$(VENV)/bin/python train.py --config configs/smol_cera.yaml
@@ -52,8 +53,13 @@ serve-demo: $(VENV)/installed $(SERVING)/installed
 	$(VENV)/bin/python serving/demo.py --python $(SERVING)/bin/python
 
 # cera itself is not installed there, only found by its path: it makes the adapters and the references.
-test-serving: $(SERVING)/installed
-	cd serving && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv/bin/python -m pytest -m "not slow and not gpu"
+test-serving: $(SERVING)/installed $(VENV)/installed-dev
+	$(PYTEST_SERVING)
+	$(PYTEST) -m slow tests/evaluation/test_vllm.py
+
+# Answers equal to those of transformers and PEFT, and the server with its refusals: what CI has time for.
+test-serving-quick: $(SERVING)/installed
+	$(PYTEST_SERVING) tests/test_adapter_files.py tests/test_equality.py tests/test_server.py
 
 # vLLM pins an older transformers than cera needs, so it has an environment of its own: 2.5 GB. What is uninstalled is
 # not needed on a CPU: torchvision as pip resolves it breaks vLLM's import, and triton takes 1 GB.

@@ -52,7 +52,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cera-serve-demo-") as folder:
         base = Path(folder) / "base"
-        load_model(BASE, torch.float32).save_pretrained(base)
+        model: Any = load_model(BASE, torch.float32)
+        model.save_pretrained(base)
         load_tokenizer(BASE).save_pretrained(base)
         adapters = {name: train(Path(folder) / name, name, options.steps) for name in ADAPTERS}
         serve(options.python, base, adapters)
@@ -79,7 +80,7 @@ def train(folder: Path, name: str, steps: int) -> Path:
         loss.backward()
         optimizer.step()
     print(f"trained {name}: loss {loss.item():.3f} after {step} steps", flush=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 

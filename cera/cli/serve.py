@@ -9,16 +9,13 @@ NAME=DIR serves the adapter in DIR as NAME, --adapter-root DIR allows loading ot
 runs, and any other option is vLLM's.
 """
 
-import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from cera.cli.command_parser import CommandParser
 from cera.cli.run_command import run_command
-
-PACKAGE = "cera_vllm"
+from cera.serving_environment import PACKAGE, serving_python
 
 
 def main(arguments: list[str]) -> int:
@@ -30,17 +27,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(python: Path | None, arguments: list[str]) -> None:
-    if python is None and importlib.util.find_spec(PACKAGE) is None:
-        raise ValueError(
-            "`cera serve` needs --python FILE, the Python of an environment that has cera-vllm: vLLM cannot be "
-            "installed beside cera. See docs/serving.md."
-        )
-    interpreter = str(python or sys.executable)
-    try:
-        found = subprocess.run([interpreter, "-c", f"import {PACKAGE}"], capture_output=True, check=False)
-    except OSError as error:
-        raise ValueError(f"--python must be an interpreter, got {interpreter}: {error.strerror}.") from error
-    if found.returncode:
-        raise ValueError(f"{interpreter} has no cera-vllm: see docs/serving.md.")
+    interpreter = serving_python(python, "cera serve", "--python")
     sys.stdout.flush()
     os.execv(interpreter, [interpreter, "-m", PACKAGE, *arguments])  # signals go to the server itself

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from cera.cli.parser import ConfigurationParser
 from cera.cli.run_command import run_command
 from cera.cli.training_help import ShortHelp
 from cera.evaluation.evaluate import Evaluation, evaluate, prepare
-from cera.evaluation.generation import TransformersBackend
+from cera.evaluation.generation import Backend, TransformersBackend
 from cera.evaluation.tasks import Task
+from cera.evaluation.vllm import Vllm
 from cera.models.backbone import load_config, load_model, load_tokenizer
 from cera.models.weight_files import check_weight_files
 from cera.runs.saved_adapter import SavedAdapter
@@ -26,12 +28,16 @@ DESCRIPTION = """Evaluate an adapter, or a base model alone, on a task.
 
     cera evaluate --config configs/eval_gsm8k.yaml --adapter runs/smol_cera
     cera evaluate --config configs/eval_gsm8k.yaml --base HuggingFaceTB/SmolLM2-135M-Instruct
+    cera evaluate --config configs/eval_math_pass10.yaml --adapter runs/cera --backend vllm --vllm.python FILE
 
 Results go to eval/NAME in the run directory. The same command resumes an evaluation that was stopped.
 configs/eval_*.yaml name the tasks that come with the package; --evaluation.task.help CLASS explains one.
 """
 USAGE = "cera evaluate --config CONFIG (--adapter ADAPTER | --base BASE) [--KEY=VALUE ...]"
+BACKENDS = ("transformers", "vllm")
 DTYPES = ("bfloat16", "float16", "float32")
+LOG = "server.log"
+"""Name of a server's log in the folder of results."""
 
 
 class EvaluationHelp(ShortHelp, argparse.RawDescriptionHelpFormatter):
@@ -51,7 +57,9 @@ def build_parser() -> ConfigurationParser:
         "--out", type=str | None, help="Parent of eval/NAME (default: the run directory, or runs/base)."
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="Precision of the model.")
+    parser.add_argument("--backend", choices=BACKENDS, default="transformers", help="What generates the answers.")
     parser.add_class_arguments(Evaluation, "evaluation")
+    parser.add_class_arguments(Vllm, "vllm")
     return parser
 
 
@@ -81,6 +89,11 @@ def _evaluate(options: Namespace) -> None:
         check_weight_files(options.base)
     folder = Path(options.out or options.adapter or "runs/base") / "eval" / evaluation.name
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    vllm: Vllm | None = options.vllm if options.backend == "vllm" else None
+    if vllm is not None:
+        vllm.check(evaluation, saved, world_size)
+    elif options.vllm != Vllm():
+        raise ValueError("--vllm.* is for --backend vllm, got --backend transformers.")
     if world_size > 1:
         dist.init_process_group("gloo")
     try:
@@ -88,13 +101,23 @@ def _evaluate(options: Namespace) -> None:
         tokenizer = saved.tokenizer() if saved else load_tokenizer(base)
         model = {"base": base, "dtype": options.dtype}
         model |= {"adapter": saved.digest(), "quantization": saved.quantization} if saved else {"adapter": None}
+        if vllm is not None:
+            model["backend"] = "vllm"
+            if vllm.server is not None:
+                model["dtype"] = None  # which the server does not tell
         prompted = prepare(evaluation, tokenizer, folder, model, load_config(base))
+        with ExitStack() as stack:
 
-        def load() -> TransformersBackend:
-            loaded = _load_model(saved, options)
-            return TransformersBackend(loaded, tokenizer, evaluation.batch_size, progress=rank == 0)
+            def load() -> Backend:
+                if vllm is not None:
+                    place = vllm.server or f"a server that is started, whose log is {folder / LOG}"
+                    print(f"asking {place}", file=sys.stderr, flush=True)
+                    served = vllm.backend(evaluation, prompted, base, saved, tokenizer, options.dtype, folder / LOG)
+                    return stack.enter_context(served)
+                loaded = _load_model(saved, options)
+                return TransformersBackend(loaded, tokenizer, evaluation.batch_size, progress=rank == 0)
 
-        report = evaluate(evaluation, prompted, load, folder, model, rank, world_size)
+            report = evaluate(evaluation, prompted, load, folder, model, rank, world_size)
     finally:
         if world_size > 1:
             dist.destroy_process_group()

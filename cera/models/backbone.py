@@ -22,7 +22,14 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GgufConfig,
+)
 
 from cera.foreign_files import FileError, one_line, read_json_object
 
@@ -140,6 +147,14 @@ def load_config(base: str) -> Any:
         if gguf is not None and not _cached(gguf).is_dir():
             return AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         return AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
+
+
+def load_generation_config(base: str) -> GenerationConfig:
+    """The generation config of the model that ``load_model`` returns: from its own file, else from ``config.json``."""
+    try:
+        return GenerationConfig.from_pretrained(locate(base))
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(base))
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def generate(
             f"The prompt has {len(tokens)} tokens, which leaves no room for max_new_tokens={max_new_tokens} "
             f"in the model's {positions} positions."
         )
-    all_ends = end_tokens(model, tokenizer) | set(ends)
+    all_ends = end_tokens(model.generation_config, tokenizer) | set(ends)
     pad = tokenizer.pad_token_id
     ids = torch.tensor([tokens], device=next(model.parameters()).device)
     with generation_mode(model):
@@ -97,9 +97,9 @@ def encode(tokenizer: Any, prompt: str, limit: float = math.inf) -> list[int]:
     return tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
     """Return the ids of the tokens that end an answer: the tokenizer's and those of the model's generation config."""
-    ends = model.generation_config.eos_token_id
+    ends = generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
 

@@ -20,6 +20,8 @@ from cera_vllm.activations import CODES
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 METHODS = ("CERA", "LORA")
+SCALING = 4.0
+"""What a CeRA without `scaling` in its file has: the default of `CeraConfig`."""
 PARTS = {
     "CERA": {"cera_up.weight": "up", "cera_down.weight": "down", "cera_activation.gamma": "gamma"},
     "LORA": {"lora_A.weight": "up", "lora_B.weight": "down"},
@@ -142,7 +144,7 @@ def _cera_settings(settings: AdapterSettings, config: dict[str, Any]) -> Adapter
     activation = config.get("activation", "silu")
     if not isinstance(activation, str) or activation not in CODES:
         raise AdapterError(f"activation {activation!r} cannot be served: {', '.join(CODES)} can.")
-    scaling, alpha = config.get("scaling", 1.0), config.get("alpha")
+    scaling, alpha = config.get("scaling", SCALING), config.get("alpha")
     for name, value in (("scaling", scaling), ("alpha", 1.0 if alpha is None else alpha)):
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
             raise AdapterError(f"{name} must be a finite number, got {value!r}.")

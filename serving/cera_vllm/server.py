@@ -11,7 +11,9 @@ unloads one. An adapter is copied when it is loaded: its directory may then be c
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--adapter-root", type=Path, metavar="DIR", help="allow loading adapters from within DIR while running"
+    )
+    parser.add_argument(
+        "--until-eof",
+        action="store_true",
+        help="stop when standard input ends, as a pipe does with the process that started this one",
     )
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         parser.error(f"MODEL comes first, got {arguments[0]}")
@@ -111,6 +118,8 @@ def serve(options: argparse.Namespace, others: list[str]) -> int:
     except AdapterError as error:
         print(f"error: --adapter: {error}", file=sys.stderr)
         return 2
+    if options.until_eof:
+        threading.Thread(target=_stop_at_eof, daemon=True).start()
     cli_env_setup()
     given = make_arg_parser(FlexibleArgumentParser(prog="cera-serve")).parse_args(
         ["--model", options.model, "--enable-lora", *defaults(options, others), *others]
@@ -122,6 +131,12 @@ def serve(options: argparse.Namespace, others: list[str]) -> int:
     app_state.OpenAIServingModels = AdapterModels  # type: ignore[misc]
     uvloop.run(run_server(given))
     return 0
+
+
+def _stop_at_eof() -> None:
+    while sys.stdin.buffer.read(1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def defaults(options: argparse.Namespace, others: list[str]) -> list[str]:

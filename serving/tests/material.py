@@ -35,7 +35,7 @@ CERA: dict[str, dict[str, Any]] = {
     "all-linear-mix": {"target_modules": "all-linear", "activation": "learned_mix", "alpha": 4.0},
     "row": {"target_modules": ["o_proj", "down_proj"]},
 }
-"""Name -> what differs from CeRA with r=8 on queries and values."""
+"""Name -> what differs from CeRA with r=8 and s=1 on queries and values."""
 LORA: dict[str, dict[str, Any]] = {
     "lora": {"lora_alpha": 16},
     "lora-all-linear": {"lora_alpha": 8, "target_modules": "all-linear"},
@@ -100,7 +100,7 @@ def make_adapter(base: Path, folder: Path, name: str, seed: int = 0) -> Path:
         settings = {"r": 8, "target_modules": ATTENTION, "init_lora_weights": False, **LORA[name]}
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
     else:
-        settings = {"r": 8, "target_modules": ATTENTION, "init_weights": False, **CERA[name]}
+        settings = {"r": 8, "scaling": 1.0, "target_modules": ATTENTION, "init_weights": False, **CERA[name]}
         model = get_peft_model(model, cera.CeraConfig(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

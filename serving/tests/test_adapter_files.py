@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cera
 import pytest
 import torch
 from material import changed
@@ -141,6 +142,15 @@ def test_settings_are_those_of_peft(adapters: dict[str, Path]) -> None:
     assert {name: settings.rank(name) for name in branches} == ranks
     assert set(ranks.values()) == {8, 16}
     assert {settings.scale(name) for name in branches} == {2.0, 1.0}
+
+
+def test_a_setting_that_is_left_out_is_cera_s_default(adapters: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(adapters["silu"], tmp_path / "short")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    del settings["scaling"], settings["activation"]
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    short, default = read_settings(folder), cera.CeraConfig()
+    assert (short.scale("q_proj"), short.activation) == (default.scaling, default.activation)
 
 
 def test_targets(adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -9,7 +9,20 @@ A single prompt is easier with ``cera.models.generate``.
 """
 
 from cera.evaluation.generation.backend import Backend, Sample
+from cera.evaluation.generation.model_server import ModelServer, ServerError
 from cera.evaluation.generation.sampling import InverseCDF, Sampling, uniforms
+from cera.evaluation.generation.served_backend import ServedBackend
 from cera.evaluation.generation.transformers_backend import TransformersBackend, check_lengths
 
-__all__ = ["Backend", "InverseCDF", "Sample", "Sampling", "TransformersBackend", "check_lengths", "uniforms"]
+__all__ = [
+    "Backend",
+    "InverseCDF",
+    "ModelServer",
+    "Sample",
+    "Sampling",
+    "ServedBackend",
+    "ServerError",
+    "TransformersBackend",
+    "check_lengths",
+    "uniforms",
+]

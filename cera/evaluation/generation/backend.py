@@ -40,3 +40,13 @@ class Backend(Protocol):
             A position in ``prompts`` and the samples of that prompt; the positions come in any order.
         """
         ...
+
+
+def check_keys(prompts: Sequence[str], keys: Sequence[str]) -> None:
+    """Check that each prompt has a key of its own.
+
+    Raises:
+        ValueError: The keys are not unique, one for each prompt.
+    """
+    if len(keys) != len(prompts) or len(set(keys)) < len(keys):
+        raise ValueError(f"keys must be unique, one for each of the {len(prompts)} prompts, got {list(keys)}.")

@@ -121,6 +121,20 @@ def uniforms(seed: int, key: str, number: int, count: int) -> Tensor:
         number: The number of the sample among those of its prompt.
         count: How many; a shorter stream is the beginning of a longer one.
     """
-    digest = hashlib.sha256(f"{seed}/{number}/{key}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest)))
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(_digest(seed, key, number))))
     return torch.from_numpy(generator.random(count))
+
+
+def seed_of_sample(seed: int, key: str, number: int) -> int:
+    """Return a sample's own seed in [0, 2^63), for an engine that has a generator for each request.
+
+    Args:
+        seed: The seed of all samples.
+        key: The name of the prompt.
+        number: The number of the sample among those of its prompt.
+    """
+    return int.from_bytes(_digest(seed, key, number)[:8]) >> 1
+
+
+def _digest(seed: int, key: str, number: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{number}/{key}".encode()).digest()

@@ -45,20 +45,20 @@ class StopStrings(StoppingCriteria):
         return ended
 
 
-def answer_ends(model: Any, tokenizer: Any, stop: Sequence[str]) -> set[int]:
+def answer_ends(generation_config: Any, tokenizer: Any, stop: Sequence[str]) -> set[int]:
     """Return the ids of the tokens that end an answer.
 
     They include the chat template's end of a turn, and stop strings that are one special token, since special tokens
     never appear in the decoded text.
 
     Args:
-        model: A transformers causal language model.
-        tokenizer: Its tokenizer.
+        generation_config: The model's generation config, of transformers.
+        tokenizer: The model's tokenizer.
         stop: The stop strings.
     """
     special = tokenizer.get_added_vocab()
     stop_tokens = {special[string] for string in stop if string in special}
-    return end_tokens(model, tokenizer) | end_of_turn(tokenizer) | stop_tokens
+    return end_tokens(generation_config, tokenizer) | end_of_turn(tokenizer) | stop_tokens
 
 
 def cut_sample(tokens: list[int], ends: set[int], stop: Sequence[str], tokenizer: Any) -> Sample:

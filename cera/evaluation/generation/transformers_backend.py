@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, LogitsProcessorList, StoppingCriteriaList
 
-from cera.evaluation.generation.backend import Sample
+from cera.evaluation.generation.backend import Sample, check_keys
 from cera.evaluation.generation.progress import TokenProgress
 from cera.evaluation.generation.sampling import InverseCDF, RefuseNaN, Sampling, uniforms
 from cera.evaluation.generation.stopping import StopStrings, answer_ends, cut_sample
@@ -58,8 +58,7 @@ class TransformersBackend:
         Raises:
             ValueError: The keys are not unique, one for each prompt; or a prompt is empty, or too long for the model.
         """
-        if len(keys) != len(prompts) or len(set(keys)) < len(keys):
-            raise ValueError(f"keys must be unique, one for each of the {len(prompts)} prompts, got {list(keys)}.")
+        check_keys(prompts, keys)
         token_ids = [encode(self.tokenizer, prompt) for prompt in prompts]
         check_lengths(dict(zip(keys, token_ids, strict=True)), sampling, self.model.config)
         return self._in_batches(token_ids, keys, sampling)
@@ -76,7 +75,7 @@ class TransformersBackend:
 
     @torch.no_grad()  # not inference_mode: ZeRO-3 keeps tensors that it gathers here
     def _generate_batch(self, prompts: list[TokenIds], keys: list[str], sampling: Sampling) -> list[list[Sample]]:
-        ends = answer_ends(self.model, self.tokenizer, sampling.stop)
+        ends = answer_ends(self.model.generation_config, self.tokenizer, sampling.stop)
         pad = self.tokenizer.pad_token_id
         pad = min(ends, default=0) if pad is None else pad
         ids, mask = left_padded(prompts, pad, next(self.model.parameters()).device)

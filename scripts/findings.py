@@ -29,8 +29,10 @@ from cera.studies.estimates import Estimate, method_difference, method_mean
 from cera.studies.factorial import Effect, effects, path
 from cera.studies.lr_robustness_figure import save_figure
 from cera.studies.profile_figure import profile_figure
+from cera.studies.rate_robustness import loss_over_rates
 from cera.studies.report_figure import figure
 from cera.studies.report_tables import markdown_table
+from cera.studies.selection import student
 from cera.studies.summary import SUMMARY, Summary
 from cera.studies.verdicts import together
 
@@ -40,7 +42,8 @@ PAGES = (REPOSITORY / "docs" / "findings.md", REPOSITORY / "docs" / "choosing.md
 
 CALLS = (
     "mean", "difference", "value", "rate", "seeds", "runs",
-    "methods", "effects", "path", "correlations", "correlation_figure", "figure", "profile", "verdict", "verdicts",
+    "methods", "effects", "path", "robustness", "correlations", "correlation_figure", "figure", "profile",
+    "verdict", "verdicts",
 )  # fmt: skip
 """What the template may call: methods of ``Summaries``."""
 
@@ -129,6 +132,24 @@ class Summaries:
         """Return a table of the steps from one method to another on the logarithms of metrics, one a column."""
         columns = [path(self.summary(study), methods, metric, log=True) for metric in metrics]
         return _effects_table("step", columns, metrics)
+
+    def robustness(self, study: str, methods: Mapping[str, str]) -> str:
+        """Return a table of what methods lose over the rates of a study, a row each; see ``LossOverRates``.
+
+        Args:
+            study: Name of the study.
+            methods: Words by method.
+        """
+        summary = self.summary(study)
+        rows = []
+        for method, words in methods.items():
+            lost = loss_over_rates(summary, method)
+            means = [student([measure(seed) for seed in lost.seeds]) for measure in (lost.above_best, lost.share_good)]
+            cells = [_written(mean and Estimate(mean.mean, mean.low, mean.high, None, mean.seeds)) for mean in means]
+            span = f"{len(lost.rates)} from {lost.rates[0]:g} to {lost.rates[-1]:g}"
+            rows.append((words, span, str(len(lost.seeds)), *cells, str(lost.diverged)))
+        headers = ("method", "rates", "n", "nats lost over them", "share of good rates", "runs that diverged")
+        return markdown_table(headers, rows, ["---", *["---:"] * (len(headers) - 1)])
 
     def correlations(
         self,

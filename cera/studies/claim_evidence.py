@@ -4,21 +4,20 @@ Each method is taken at its own best rate, as the study selects it. Sums are pai
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 from scipy import stats
 
 from cera.foreign_files import FileError, read_json_object
 from cera.studies.claims import ClaimTest
 from cera.studies.correlation import Over, correlation
 from cera.studies.estimates import Estimate, weighted_sum
+from cera.studies.rate_robustness import loss_over_rates
 from cera.studies.selection import LEVEL, Results, combination, finite, student
 from cera.studies.state import ENDED
-from cera.studies.summary import RunSummary, Summary
+from cera.studies.summary import Summary
 
 CORRELATIONS: dict[Over, tuple[str, str, str]] = {
     "across": ("bootstrap of methods", "each at its best rate", "fewer than four methods have both metrics"),
@@ -118,56 +117,22 @@ def _mean(results: Results) -> float:
 
 def _robustness(test: ClaimTest, summary: Summary) -> Evidence:
     """Return the weighted sum of the loss that methods lose over the same grid of rates, by seed."""
-    terms, grids, notes = [], set(), []
-    for method, weight in test.weights.items():
-        losses, diverged = _losses(summary, method)
-        rates = tuple(sorted(losses))
-        grids.add(rates)
-        if diverged:
-            notes.append(f"{method}: {diverged} runs diverged")
-        shared = set.intersection(*(set(by_seed) for by_seed in losses.values())) if losses else set()
-        areas = {seed: _area(rates, [losses[rate][seed] for rate in rates]) for seed in sorted(shared)}
-        terms.append((areas, weight))
-    if len(grids) != 1 or len(next(iter(grids))) < 3:
+    lost = {method: loss_over_rates(summary, method) for method in test.weights}
+    notes = [f"{method}: {each.diverged} runs diverged" for method, each in lost.items() if each.diverged]
+    grids = {each.rates for each in lost.values()}
+    rates = next(iter(grids))
+    if len(grids) != 1 or len(rates) < 3:
         return Evidence(None, "seeds", "", (*notes, "the methods do not have the same three rates or more"))
-    found = combination(terms)
+    found = combination(
+        [
+            ({seed: lost[method].above_best(seed) for seed in lost[method].seeds}, weight)
+            for method, weight in test.weights.items()
+        ]
+    )
     if found is None:
         return Evidence(None, "seeds", "", (*notes, "no seed has a result at all rates of all methods"))
     estimate = Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
-    low, *_, high = next(iter(grids))
-    return Evidence(estimate, "seeds", "Student", (*notes, f"{len(next(iter(grids)))} rates from {low:g} to {high:g}"))
-
-
-def _losses(summary: Summary, method: str) -> tuple[dict[float, dict[str, float]], int]:
-    """Return the validation loss by rate and seed, at most the base's, which also stands for a run that diverged.
-
-    The second value is the number of these. A run that failed or has not ended has no loss.
-    """
-    bases = [run.base_perplexity for run in summary.runs if run.base_perplexity is not None]
-    worst = math.log(bases[0]) if bases else math.inf
-    losses: dict[float, dict[str, float]] = {}
-    diverged = 0
-    for label, rate in summary.grid(method).items():
-        by_seed = losses.setdefault(rate, {})
-        for seed, run in summary.runs_by_seed(method, label).items():
-            if run.state == "diverged":
-                diverged += 1
-            perplexity = math.inf if run.state == "diverged" else _value(run, "perplexity")
-            if perplexity is not None and min(math.log(perplexity), worst) < math.inf:
-                by_seed[seed] = min(math.log(perplexity), worst)
-    return losses, diverged
-
-
-def _value(run: RunSummary, metric: str) -> float | None:
-    return run.values.get(metric) if run.state == "finished" else None
-
-
-def _area(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Return the loss above the best, averaged over the logarithm of the rate."""
-    if len(rates) < 2:
-        return 0.0
-    logs = np.log(rates)
-    return float(np.trapezoid(np.array(losses) - min(losses), logs) / np.ptp(logs))
+    return Evidence(estimate, "seeds", "Student", (*notes, f"{len(rates)} rates from {rates[0]:g} to {rates[-1]:g}"))
 
 
 # Correlation

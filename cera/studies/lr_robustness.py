@@ -77,14 +77,12 @@ class Robustness:
     def area_over_rates(self) -> float | None:
         """Final perplexity above that of the best, averaged over the logarithm of the learning rate.
 
-        It is the area under the line through the final perplexities over the log rate, divided by the range of log
-        rates, so that it does not depend on where rates lie close together. Infinite if a learning rate diverged;
-        ``None`` for fewer than two learning rates that ended or diverged.
+        Infinite if a learning rate diverged; ``None`` for fewer than two learning rates that ended or diverged.
         """
-        rates, finals = np.log(list(self.final_perplexity)), np.array(list(self.final_perplexity.values()))
-        if len(rates) < 2:
+        finals = self.final_perplexity
+        if len(finals) < 2:
             return self._unless_diverged(None)
-        return self._unless_diverged(float(np.trapezoid(finals - finals.min(), rates) / np.ptp(rates)))
+        return self._unless_diverged(mean_above_lowest(list(finals), list(finals.values())))
 
     @property
     def area_between_curves(self) -> float | None:
@@ -113,6 +111,22 @@ class Robustness:
             return None
         limit = (1 + TOLERANCE) * min(self.final_perplexity.values(), default=math.inf)
         return sum(perplexity <= limit for perplexity in self.final_perplexity.values()) / total
+
+
+def mean_above_lowest(rates: Sequence[float], values: Sequence[float]) -> float:
+    """Return how far values lie above the lowest of them, averaged over the logarithm of the rate; 0 of a single one.
+
+    It is the area under the line through them, divided by the range of log rates, so that it does not depend on where
+    rates lie close together.
+
+    Args:
+        rates: Learning rates, ascending.
+        values: A value for each.
+    """
+    if len(rates) < 2:
+        return 0.0
+    logs, heights = np.log(rates), np.array(values)
+    return float(np.trapezoid(heights - heights.min(), logs) / np.ptp(logs))
 
 
 def read_study(path: str | Path) -> tuple[FinishedRun, list[FinishedRun]]:

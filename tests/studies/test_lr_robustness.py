@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from fitting import fit
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_runs import CERA, LORA, write_run
+from written_runs import CERA, LORA, write_run
 
 from cera.callbacks import LRRobustness
 from cera.runs.finished import FinishedRun, RunError, find_runs

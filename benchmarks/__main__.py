@@ -17,6 +17,8 @@ NAMES = (
     *("layer", "decoding", "logits", "tracking", "spectra"),
     *("training", "dora", "startup", "scaling", "mixed", "mixed_many", "estimate"),
 )
+UNREPORTED = ("together",)
+"""Benchmarks that have not been run in full."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", choices=[*NAMES, "all", "report"], help="a benchmark, all of them, or the report")
+    parser.add_argument(
+        "name", choices=[*NAMES, *UNREPORTED, "all", "report"], help="a benchmark, all of them, or the report"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: all in under ten minutes")
     parser.add_argument(
         "--results", type=user_path, default=RESULTS, help="folder of the JSON files (default: %(default)s)"

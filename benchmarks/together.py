@@ -2,9 +2,11 @@
 
 A pass is the forward and the backward pass of a micro-batch. A study is all that `cera study run` does: start-up,
 reading and tokenizing data, the base's perplexity, training, validation, spectra, checkpoints and adapter files.
-Processor time is reported beside wall time: with one thread it is what the wall time would be on an idle machine.
+Processor time is reported beside wall time: with one thread it is what the wall time would be on an idle machine. The
+details say where the time goes: the operations of a pass, and what is passes and what each run does by itself.
 """
 
+import re
 import resource
 import subprocess
 import sys
@@ -21,12 +23,15 @@ import psutil
 import torch
 import yaml
 from peft import PeftConfig, get_peft_model
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios, timed
+from benchmarks.operations import seconds_by_operation
 from benchmarks.process import REPOSITORY, BenchmarkError
 from cera import CeraConfig
 from cera.memory.roofline import H100, trace
 from cera.models.backbone import BackboneError, build_skeleton, load_model, locate
+from cera.studies.processes import TOGETHER_LOG
 from cera.training.loss import answer_nll
 from cera.training.module import CausalLM
 from cera.training.stacked import Share, StackedModel, branches, shared_copy
@@ -36,6 +41,9 @@ ISSUE = 5e-6
 
 MASK_CALLS = 6
 """Operations by which one adapter's dropout mask is drawn in one layer, as they are for each adapter of a pass."""
+
+MOST_OPERATIONS = 12
+"""Number of kinds of operations that are reported, the longest."""
 
 POLL = 0.5
 """Seconds between two looks at the memory of the processes."""
@@ -79,7 +87,7 @@ def run(quick: bool) -> Result:
     Floor: the products, of which there are as many; what is saved is start-up, calls, and copies of the base.
     """
     if quick:
-        return compare([replace(TUNNEL, runs=4, steps=5)], rounds=1)
+        return compare([replace(TUNNEL, steps=25)], rounds=1)
     return compare([TUNNEL, SMOL], rounds=5)
 
 
@@ -96,7 +104,7 @@ def compare(sweeps: Sequence[Sweep], rounds: int) -> Result:
         rows += [*passes[0], *study[0]]
         details[sweep.name] = {
             **{key: str(value) for key, value in asdict(sweep).items()},
-            "pass_seconds": passes[1],
+            **passes[1],
             "study": study[1],
             "expected_on_an_h100": {f"dropout {p}": expectation(sweep, p) for p in (0.1, 0.0)},
         }
@@ -129,8 +137,8 @@ def expectation(sweep: Sweep, dropout: float) -> dict[str, float]:
 # Passes
 
 
-def _passes(sweep: Sweep, rounds: int) -> tuple[list[RatioRow], dict[str, list[float]]]:
-    """Time a pass of two, four, ... adapters against as many passes of one."""
+def _passes(sweep: Sweep, rounds: int) -> tuple[list[RatioRow], dict[str, Any]]:
+    """Time a pass of two, four, ... adapters against as many passes of one, and profile the least and the largest."""
     try:
         base = load_model(locate(sweep.base), sweep.dtype)
     except BackboneError as error:
@@ -152,7 +160,20 @@ def _passes(sweep: Sweep, rounds: int) -> tuple[list[RatioRow], dict[str, list[f
         RatioRow(f"{what} {n} adapters / {n} passes of one", ratios(seconds[str(n)], [n * s for s in seconds["1"]]))
         for n in sizes
     ]
-    return rows, seconds
+    adapters = {"1": 1, str(sizes[-1]): sizes[-1]}
+    operations = {name: _operations(contenders[name], n) for name, n in adapters.items()}
+    return rows, {"pass_seconds": seconds, "operations_of_an_adapter": operations}
+
+
+def _operations(contender: Callable[[], Any], adapters: int, calls: int = 3) -> dict[str, Any]:
+    """Return the seconds in each kind of operation, and the operations of products, both by adapter."""
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiled:
+        for _ in range(calls):
+            contender()
+    flops = sum(event.flops for event in profiled.key_averages())
+    seconds = seconds_by_operation(profiled, calls * adapters)
+    longest = sorted(seconds.items(), key=lambda item: -item[1])[:MOST_OPERATIONS]
+    return {"flops_of_products": flops / calls / adapters, "total": sum(seconds.values()), "seconds": dict(longest)}
 
 
 def _adapted(base: Any, sweep: Sweep, seed: int) -> Any:
@@ -251,8 +272,16 @@ def _study(sweep: Sweep, together: int) -> dict[str, float]:
                     f"`{' '.join(command)}` ended with status {process.returncode}:\n{log.read()[-2000:]}"
                 )
         seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        parts = _parts(Path(folder) / "sweep" / "study" / TOGETHER_LOG)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": seconds, "cpu_seconds": cpu, "own_bytes": own, "shared_bytes": shared}
+    return {"seconds": seconds, "cpu_seconds": cpu, "own_bytes": own, "shared_bytes": shared, **parts}
+
+
+def _parts(log: Path) -> dict[str, float]:
+    """Return how long the parts of training together took, as ``cera train-together`` prints it; none of runs apart."""
+    printed = re.search("^seconds: (.*)", log.read_text(), flags=re.MULTILINE) if log.exists() else None
+    pairs = [part.split() for part in printed[1].split(", ")] if printed else []
+    return {f"seconds_of_{name}": float(number) for name, number in pairs}
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -70,6 +70,7 @@ def _run(runs: list[list[str]], logs: Path | None, positions: int | None) -> int
         print(f"{ended.name} ended with status {ended.status}{apart}", file=sys.stderr)
     for number, passes in sorted(together.passes.items()):
         print(f"passes of {number} runs: {passes}", file=sys.stderr)
+    print(f"seconds: {', '.join(f'{part} {time:.1f}' for part, time in together.seconds.items())}", file=sys.stderr)
     if received:
         raise Stopped(received[0], "the runs have saved their state.")
     return max(ended.status or 0 for ended in lanes)

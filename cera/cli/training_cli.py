@@ -80,6 +80,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], companion: Companion | None = None) -> None:
         self.companion = companion
+        self._wanted = arguments[0]
         with ExitStack() as self._at_the_end:
             super().__init__(  # which runs the subcommand
                 CausalLM,
@@ -112,6 +113,8 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand != self._wanted:  # its options, which are never asked for, take as long to collect as these
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         describe(parser, subcommand)
         return parser

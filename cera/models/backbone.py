@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from cera.foreign_files import FileError, one_line, read_json_object
+from cera.models.packed_attention import keep_documents_apart
 
 PACKAGE = "package://"
 PRETRAINED = "pretrained://"
@@ -226,6 +227,7 @@ def load_model(
         model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained)(locate(base), **options)
     check_complete(base, loaded)
     _keep_weights_differentiable(model)
+    keep_documents_apart(model)
     model.config.use_cache = False  # a cache is of no use in training, and checkpointed layers refuse it
     return model.requires_grad_(False)
 

@@ -12,9 +12,11 @@ A run that cannot be stacked says so in a warning, and is trained in its turn as
 
 import dataclasses
 import json
+import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from cera.adapters import CeraConfig
 from cera.adapters.gaussian_lora import GaussianLoraConfig
 from cera.models.backbone import load_model
+from cera.models.packed_attention import add_document_bounds
 from cera.runs.lanes import Lane
 from cera.training import loss
 from cera.training.stacked import Share, StackedModel, branches, shared_copy
@@ -197,12 +200,15 @@ class Together:
     Attributes:
         apart: Why runs are trained apart, by name.
         passes: Number of passes by number of runs.
+        seconds: Time of the passes, and of the runs by themselves until their first micro-batch (``starts``), between
+            passes (``steps``), and from the last one or their last error on (``ends``).
     """
 
     def __init__(self, positions: int | None = None) -> None:
         self.positions = positions
         self.apart: dict[str, str] = {}
         self.passes = Counter[int]()
+        self.seconds = dict.fromkeys(("passes", "starts", "steps", "ends"), 0.0)
         self._first: tuple[str, dict[str, Any]] | None = None
         self._base: nn.Module | None = None
         self._model: StackedModel | None = None
@@ -231,10 +237,26 @@ class Together:
 
     def run(self, lanes: Sequence[Lane]) -> None:
         """Bring all lanes to their ends."""
-        waiting = deque(lane for lane in lanes if lane.resume())
+        waiting = deque(lane for lane in lanes if self._resume(lane))
         while waiting:
             group = self._next(waiting)
             waiting.extend(self._pass(group))
+
+    def _resume(self, lane: Lane, reply: Any = None) -> bool:
+        """Resume a lane, and count its time; see ``Lane.resume``."""
+        is_new, start = lane.request is None, time.perf_counter()
+        goes_on = lane.resume(reply)
+        self.seconds["starts" if is_new else "steps" if goes_on else "ends"] += time.perf_counter() - start
+        return goes_on
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the time of the ``with`` block as one of passes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds["passes"] += time.perf_counter() - start
 
     def _next(self, waiting: "deque[Lane]") -> list[Lane]:
         """Take the lanes of the next pass from those that wait."""
@@ -253,23 +275,24 @@ class Together:
         requests: list[Losses] = [lane.request for lane in group]
         module = requests[0].module
         try:
-            with module.trainer.precision_plugin.forward_context():
+            with self._counted(), module.trainer.precision_plugin.forward_context():
                 losses, numbers = self._stacked(module).losses([request.share for request in requests])
             replies: Sequence[Any] = losses.detach().split(numbers)
         except Exception as error:  # such as too little memory: an error of each run
             replies = [error] * len(group)
-        going = [lane for lane, reply in zip(group, replies, strict=True) if lane.resume(_own(reply))]
+        going = [lane for lane, reply in zip(group, replies, strict=True) if self._resume(lane, _own(reply))]
         backward = [lane for lane in going if isinstance(lane.request, Backward)]
         others = [lane for lane in going if lane not in backward]
         if not backward:
             return others
         reply: Exception | None = None
         try:
-            self._backward(group, losses, numbers)
+            with self._counted():
+                self._backward(group, losses, numbers)
         except Exception as error:
             reply = error
         del losses, replies
-        return [*others, *(lane for lane in backward if lane.resume(reply))]
+        return [*others, *(lane for lane in backward if self._resume(lane, reply))]
 
     def _stacked(self, module: Any) -> StackedModel:
         if self._model is None:
@@ -294,7 +317,8 @@ class Together:
 
 def _is_watched(model: nn.Module) -> bool:
     """Return whether a module has a hook, as of a measurement, which a pass of several runs would not call."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    hooks = (hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return any(hook is not add_document_bounds for hook in hooks)  # which the shared base has, too
 
 
 def _own(reply: Any) -> Any:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional as F
+from packed_rows import losses
 from transformers import AutoModelForCausalLM
 
 from cera.data.chat import IGNORE, Document
@@ -153,18 +152,6 @@ def model(request, tiny_llama):
     torch.set_num_threads(1)  # so small a model gains nothing from more, and they wait for each other
     yield model
     torch.set_num_threads(threads)
-
-
-@torch.inference_mode()
-def losses(model, packs: list[Pack], **changed: Tensor) -> list[Tensor]:
-    """The losses of each document's labelled tokens, in the order of the documents."""
-    batch = {**collate(packs, pad_token_id=0), **changed}
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-    nll = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none", ignore_index=IGNORE
-    )
-    of_labels = nll[batch["labels"][:, 1:].flatten() != IGNORE]
-    return list(of_labels.split([document.n_labels for pack in packs for document in pack]))
 
 
 @st.composite

@@ -1,6 +1,7 @@
 """The wrappers through which vLLM's layers add their adapters' updates, with an activation between the products."""
 
 import functools
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -39,18 +40,42 @@ class LayerWrapper:
         return self.wrapper.add_expand(*args, gammas=self.gammas, **kwargs)
 
 
+PADDED = 16
+"""Most tokens of an adapter in a batch for which it is padded, to be computed together with others."""
+
+
 class Segment(NamedTuple):
-    """The tokens of one adapter in a batch.
+    """The tokens of one adapter in a batch, or of several in neighbouring slots that have few tokens each.
 
     Attributes:
-        slot: The slot of the adapter's weights.
-        rows: Their places in the batch: a slice if they lie side by side, else indices.
-        latents: Their places in a buffer of latents, which is in the order of adapters.
+        slots: The slots of the adapters' weights.
+        rows: The tokens' places in the batch: a slice if they lie side by side, else indices.
+        latents: Their places among all latents, which are in the order of slots.
+        spread: For each of ``size`` places of each slot the token that lies there, counted within the segment: padding
+            repeats one. ``None`` if each slot has ``size`` tokens.
+        kept: The places that are not padding; ``None`` as ``spread``.
     """
 
-    slot: int
+    slots: slice
     rows: slice | Tensor
     latents: slice
+    spread: Tensor | None = None
+    kept: Tensor | None = None
+
+    def multiply(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return each token's product with the weight of its adapter, (tokens, out).
+
+        Args:
+            x: The segment's tokens, (tokens, in).
+            weights: Weights of all slots, (slots, 1, out, in).
+        """
+        weights = weights[self.slots, 0]
+        if len(weights) == 1:
+            return F.linear(x, weights[0])
+        if self.spread is not None:
+            x = x[self.spread]
+        product = torch.bmm(x.view(len(weights), -1, x.shape[1]), weights.transpose(1, 2)).flatten(0, 1)
+        return product if self.kept is None else product[self.kept]
 
 
 def segments(slots: Tensor) -> list[Segment]:
@@ -62,19 +87,51 @@ def segments(slots: Tensor) -> list[Segment]:
     ordered, order = torch.sort(slots, stable=True)
     present, counts = torch.unique_consecutive(ordered, return_counts=True)
     grouped, start = [], 0
-    for slot, count in zip(present.tolist(), counts.tolist(), strict=True):
-        rows = order[start : start + count]
-        first, last = int(rows[0]), int(rows[-1])
-        together = last - first + 1 == count  # the order within a segment is that of the batch
-        if slot >= 0:
-            places = slice(first, last + 1) if together else rows
-            grouped.append(Segment(slot, places, slice(start, start + count)))
-        start += count
+    for first, sizes in _neighbours(present.tolist(), counts.tolist()):
+        tokens = sum(sizes)
+        if first >= 0:
+            rows = order[start : start + tokens]
+            begin, end = int(rows[0]), int(rows[-1]) + 1  # of one slot, in the order of the batch
+            together = end - begin == tokens and (len(sizes) == 1 or bool((rows.diff() == 1).all()))
+            spread, kept = _padding(sizes)
+            places = slice(begin, end) if together else rows
+            grouped.append(
+                Segment(slice(first, first + len(sizes)), places, slice(start, start + tokens), spread, kept)
+            )
+        start += tokens
     return grouped
 
 
+def _neighbours(slots: list[int], counts: list[int]) -> list[tuple[int, list[int]]]:
+    """Return the first slot of each segment, and the numbers of tokens of its slots; at most half is padding."""
+    found: list[tuple[int, list[int]]] = []
+    for slot, count in zip(slots, counts, strict=True):
+        if found and found[-1][0] >= 0:
+            first, sizes = found[-1]
+            size = max(count, *sizes)
+            fits = size <= PADDED and size * (len(sizes) + 1) <= 2 * (sum(sizes) + count)
+            if slot == first + len(sizes) and fits:
+                sizes.append(count)
+                continue
+        found.append((slot, [count]))
+    return found
+
+
+def _padding(sizes: list[int]) -> tuple[Tensor | None, Tensor | None]:
+    """Return ``Segment.spread`` and ``Segment.kept`` for slots with these numbers of tokens."""
+    size = max(sizes)
+    if sizes == [size] * len(sizes):
+        return None, None
+    spread, kept, start = [], [], 0
+    for slot, count in enumerate(sizes):
+        spread += [start + min(token, count - 1) for token in range(size)]
+        kept += [slot * size + token for token in range(count)]
+        start += count
+    return torch.tensor(spread), torch.tensor(kept)
+
+
 class SegmentedWrapper(PunicaWrapperCPU):
-    """Two products per adapter in a batch, where vLLM's wrapper for CPUs copies an adapter's weights for each token.
+    """Two products for each segment of a batch, where vLLM's wrapper for CPUs copies an adapter's weights per token.
 
     Tokens of the base model have no part in them; in vLLM 0.32 they get the update of the adapter in the last slot.
     CPUs run LoRA without graphs and compilation, so that Python state is read at each step.
@@ -85,29 +142,55 @@ class SegmentedWrapper(PunicaWrapperCPU):
         self._codes = [IDENTITY] * kwargs["lora_config"].max_loras
         self._tokens: list[Segment] = []
         self._samples: list[Segment] = []
+        self._activated: list[tuple[int, slice, Tensor]] = []
 
     def set_slot(self, slot: int, code: int) -> None:
         """Set the activation of the adapter in ``slot``."""
         self._codes[slot] = code
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Take over which token has which adapter in the next step."""
+        """Take over which token has which adapter in the next step, and which latents have one activation."""
         super().update_metadata(*args, **kwargs)
         self._tokens = segments(self.token_lora_indices)
         self._samples = segments(self.sampler_indices)
+        ordered = self.token_lora_indices.sort().values
+        self._activated, start = [], 0
+        codes = [IDENTITY if slot < 0 else self._codes[slot] for slot in ordered.tolist()]
+        for code, same in groupby(codes):
+            end = start + len(list(same))
+            if code != IDENTITY:
+                self._activated.append((code, slice(start, end), ordered[start:end, None]))
+            start = end
 
-    def add_shrink(self, y: Any, x: Tensor, lora_a_stacked: tuple[Tensor, ...], scale: float, **kwargs: Any) -> None:
-        """Write the pre-activations of each slice, (tokens, r) in the order of adapters, to ``y``."""
+    def add_lora_linear(  # type: ignore[override]  # as add_expand
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: tuple[Tensor, ...],
+        lora_b_stacked: tuple[Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """Add the updates of ``x`` (tokens, in) to ``y`` (tokens, out); see ``PunicaWrapperBase.add_lora_linear``."""
+        up = lora_a_stacked[0]
+        latents = torch.empty(len(lora_a_stacked), len(x), up.shape[2], dtype=up.dtype)
+        self.add_shrink(latents, x, lora_a_stacked, scale)
+        self.add_expand(y, latents, lora_b_stacked, output_slices, **kwargs)
+
+    def add_shrink(self, y: Tensor, x: Tensor, lora_a_stacked: tuple[Tensor, ...], scale: float, **kwargs: Any) -> None:
+        """Write the pre-activations of each slice, (tokens, r) in the order of slots, to ``y`` (slices, tokens, r)."""
         x = x.view(-1, x.shape[-1])
-        for slot, rows, latents in self._tokens:
-            inputs = x[rows]
+        for segment in self._tokens:
+            inputs = x[segment.rows].to(lora_a_stacked[0].dtype)
             for pre_activations, up in zip(y, lora_a_stacked, strict=True):
-                pre_activations[latents] = F.linear(inputs.to(up.dtype), up[slot, 0]) * scale
+                product = segment.multiply(inputs, up)
+                pre_activations[segment.latents] = product if scale == 1 else product * scale
 
     def add_expand(  # type: ignore[override]  # layers call it through LayerWrapper
         self,
         y: Tensor,
-        x: Any,
+        x: Tensor,
         lora_b_stacked: tuple[Tensor, ...],
         output_slices: tuple[int, ...],
         offset_start: int = 0,
@@ -116,39 +199,52 @@ class SegmentedWrapper(PunicaWrapperCPU):
         gammas: Tensor,
         **kwargs: Any,
     ) -> None:
-        """Add the updates of pre-activations ``x``, as ``add_shrink`` wrote them, to ``y`` (tokens, out)."""
+        """Add the updates of what ``add_shrink`` wrote, ``x`` (slices, tokens, r), to ``y`` (tokens, out)."""
         y = y.view(-1, y.shape[-1])
         if not add_inputs:
             y.zero_()
-        for slot, rows, latents in self._tokens:
+        latents = self._activate(x, gammas).to(y.dtype)
+        for segment in self._tokens:
             offset = offset_start
-            for index, (down, width) in enumerate(zip(lora_b_stacked, output_slices, strict=True)):
-                latent = activate(self._codes[slot], x[index][latents], gammas[index, slot])
-                _add(y[:, offset : offset + width], rows, F.linear(latent.to(y.dtype), down[slot, 0].to(y.dtype)))
+            for latent, down, width in zip(latents, lora_b_stacked, output_slices, strict=True):
+                part = y[:, offset : offset + width]
+                _add_product(part, segment, latent[segment.latents], down.to(y.dtype))
                 offset += width
+
+    def _activate(self, x: Tensor, gammas: Tensor) -> Tensor:
+        """Return the latents of pre-activations (slices, tokens, r), which may be overwritten."""
+        for code, tokens, slots in self._activated:
+            latent = activate(code, x[:, tokens], gammas[:, slots])
+            if latent.shape == x.shape:
+                return latent
+            x[:, tokens] = latent
+        return x
 
     def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add the updates of a LoRA on embeddings, whose rows of ``A`` are ``x``, to ``y`` (tokens, out)."""
-        for slot, rows, _ in self._tokens:
-            _add(y, rows, F.linear(x[rows], lora_b_stacked[slot, 0]).to(y.dtype))
+        for segment in self._tokens:
+            _add_product(y, segment, x[segment.rows], lora_b_stacked)
 
     def add_lora_logits(
         self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **kwargs: Any
     ) -> None:
         """Add the updates of a LoRA on the output head to the logits ``y`` (samples, vocabulary)."""
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        for slot, rows, _ in self._samples:
-            latent = F.linear(x[rows].to(lora_a_stacked.dtype), lora_a_stacked[slot, 0]) * scale
-            update = F.linear(latent, lora_b_stacked[slot, 0]).to(y.dtype)
-            width = min(update.shape[1], y.shape[1])  # the two may be padded differently
-            _add(y[:, :width], rows, update[:, :width])
+        width = min(lora_b_stacked.shape[2], y.shape[1])  # the two may be padded differently
+        for segment in self._samples:
+            latent = segment.multiply(x[segment.rows].to(lora_a_stacked.dtype), lora_a_stacked) * scale
+            _add_product(y[:, :width], segment, latent, lora_b_stacked[:, :, :width])
 
 
-def _add(y: Tensor, rows: slice | Tensor, update: Tensor) -> None:
-    if isinstance(rows, slice):
-        y[rows] += update
+def _add_product(y: Tensor, segment: Segment, x: Tensor, weights: Tensor) -> None:
+    """Add the products of a segment's tokens ``x`` (tokens, in) with their weights to ``y`` (batch, out)."""
+    x = x.to(weights.dtype)
+    if not isinstance(segment.rows, slice):
+        y.index_add_(0, segment.rows, segment.multiply(x, weights).to(y.dtype))
+    elif y.dtype == weights.dtype and segment.slots.stop - segment.slots.start == 1:
+        y[segment.rows].addmm_(x, weights[segment.slots.start, 0].T)
     else:
-        y.index_add_(0, rows, update)
+        y[segment.rows] += segment.multiply(x, weights)
 
 
 class MaskedWrapper:

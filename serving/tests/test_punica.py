@@ -37,7 +37,16 @@ def layer(kind: type, tokens: list[int], codes: list[int], adapters: list[int]) 
 
 @pytest.mark.parametrize("kind", [SegmentedWrapper, MaskedCPU])
 @pytest.mark.parametrize(
-    "tokens", [[11] * 9, [11, 12, 13, 11, 12, 13, 14, 15, 16, 17, 18], [12, 12, 11, 11, 11, 16], [13]]
+    "tokens",
+    [
+        [11] * 9,
+        [11, 12, 13, 11, 12, 13, 14, 15, 16, 17, 18],
+        [18, 17, 16, 15, 14, 13, 12, 11, 18, 17],
+        [11, 12, 13, 14, 15, 16, 17, 18],
+        [12, 12, 11, 11, 11, 16],
+        [12] * 20 + [13] + [14] * 3,
+        [13],
+    ],
 )
 def test_each_token_has_the_update_of_its_adapter(kind: type, tokens: list[int]) -> None:
     torch.manual_seed(0)
@@ -92,8 +101,22 @@ def test_embeddings_and_logits_leave_rows_of_the_base_alone(rows: list[int]) -> 
 
 def test_segments() -> None:
     found = segments(torch.tensor([2, -1, 0, 2, 0, 0]))
-    assert [segment.slot for segment in found] == [0, 2]
+    assert [segment.slots for segment in found] == [slice(0, 1), slice(2, 3)]
     assert [segment.latents for segment in found] == [slice(1, 4), slice(4, 6)]
     assert found[0].rows.tolist() == [2, 4, 5]
     assert segments(torch.tensor([-1, 3, 3]))[0].rows == slice(1, 3)
     assert segments(torch.tensor([-1, -1])) == []
+
+
+def test_neighbours_with_few_tokens_are_one_segment() -> None:
+    """At most half of the places are padding, and none is shared if one of them has many tokens."""
+    (even,) = segments(torch.tensor([1, 2, 3, 1, 2, 3]))
+    assert (even.slots, even.rows.tolist(), even.spread) == (slice(1, 4), [0, 3, 1, 4, 2, 5], None)
+    (sorted_already,) = segments(torch.tensor([1, 1, 2, 2]))
+    assert sorted_already.rows == slice(0, 4)
+    (padded,) = segments(torch.tensor([0, 0, 0, 1, 2, 2]))
+    assert padded.spread.tolist() == [0, 1, 2, 3, 3, 3, 4, 5, 5]
+    assert padded.kept.tolist() == [0, 1, 2, 3, 6, 7]
+    assert [segment.slots for segment in segments(torch.tensor([0] * 5 + [1, 2]))] == [slice(0, 2), slice(2, 3)]
+    assert len(segments(torch.tensor([0] * 16 + [1] * 16))) == 1
+    assert len(segments(torch.tensor([0] * 17 + [1] * 17))) == 2

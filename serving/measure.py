@@ -1,10 +1,12 @@
-"""Measure CeRA against LoRA in vLLM, in turns on one machine, and write serving/measured.json.
+"""Measure CeRA against LoRA in vLLM, in turns on one machine, and write results/serving/measured.json.
 
-    serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2            # a quiet machine, tens of minutes
+    serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2            # a quiet machine, about 20 minutes
     serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2 --quick --out /tmp/quick.json
+    python scripts/serving_page.py                                              # docs/serving.md from it
 
 Each part has a process of its own: the products of one layer, an engine with adapters of r = 64 or 128, and a server.
-Adapters are random; cera is not needed. Times are in seconds, memory in bytes.
+Parts that the file has already are left as they are. Adapters are random; cera is not needed. Times are in seconds,
+memory in bytes.
 """
 
 import argparse
@@ -27,30 +29,38 @@ from typing import Any
 PARTS = ("layer", "engine-64", "engine-128", "throughput", "server")
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of adapters in one batch."""
-ROWS, PROMPT, TOKENS = 64, 128, 32
+ROWS, PROMPT, TOKENS = 64, 16, 32
 """Batch of the throughput: rows, tokens of each prompt, and tokens generated for each."""
+ROUNDS = 15
+MEASURED = Path(__file__).parents[1] / "results" / "serving" / "measured.json"
 
 
 def main() -> None:
-    """Run all parts, or one of them."""
+    """Run all parts, or some of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path, help="directory of the base model")
     parser.add_argument("--quick", action="store_true", help="two rounds")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "measured.json")
-    parser.add_argument("--part", choices=PARTS, help="print the JSON of one part")
+    parser.add_argument("--out", type=Path, default=MEASURED)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--print", choices=PARTS, help="measure one part here, and print its JSON")
     options = parser.parse_args()
-    rounds = 2 if options.quick else 15
-    if options.part:
-        print("\n" + json.dumps(run_part(options.part, options.base, rounds)))
+    rounds = 2 if options.quick else ROUNDS
+    if options.print:
+        print("\n" + json.dumps(run_part(options.print, options.base, rounds)))
         return
-    measured: dict[str, Any] = {"quick": options.quick, "rounds": rounds, "environment": environment()}
-    for part in PARTS:
-        command = [sys.executable, __file__, str(options.base), "--part", part, *(["--quick"] if options.quick else [])]
+    measured: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for part in options.parts:
+        if part in measured:
+            continue
+        command = [sys.executable, __file__, str(options.base), "--print", part]
+        command += ["--quick"] if options.quick else []
         settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
         done = subprocess.run(command, env={**settings, **os.environ}, stdout=subprocess.PIPE, check=True, text=True)
-        measured[part] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{part}: {json.dumps(measured[part].get('ratios', measured[part]))}", flush=True)
-    options.out.write_text(json.dumps(measured, indent=1) + "\n")
+        found = json.loads(done.stdout.splitlines()[-1])
+        measured[part] = {"rounds": rounds, "environment": environment(), **found}
+        print(f"{part}: {json.dumps(found.get('ratios', found))}", flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -114,19 +124,21 @@ def ratios(seconds: dict[str, list[float]], pairs: dict[str, tuple[str, str]]) -
 
 def layers(rounds: int) -> dict[str, Any]:
     """The update of a packed layer of queries, keys and values: CeRA, LoRA, and LoRA by vLLM's own wrapper."""
-    seconds, found = {}, {}
+    seconds, found, operations = {}, {}, {}
     for width, out in ((576, (576, 192, 192)), (4096, (4096, 1024, 1024))):
         for r in (64, 128):
             for what, tokens, adapters in (("prefill", 256, 1), ("decode", 32, 16)):
                 name = f"{what}, {tokens} tokens, adapters: {adapters}, d={width}, r={r}"
-                seconds[name] = layer(width, out, r, tokens, adapters, rounds)
+                seconds[name], operations[name] = layer(width, out, r, tokens, adapters, rounds)
                 pairs = {"CeRA / LoRA": ("CeRA", "LoRA"), "LoRA / vLLM's LoRA": ("LoRA", "vLLM's LoRA")}
                 found[name] = ratios(seconds[name], pairs)
-    return {"ratios": found, "seconds": seconds}
+    return {"ratios": found, "seconds": seconds, "operations": operations}
 
 
-def layer(width: int, out: tuple[int, ...], r: int, tokens: int, adapters: int, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of one update, for tokens that use the adapters in turn."""
+def layer(
+    width: int, out: tuple[int, ...], r: int, tokens: int, adapters: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Return the seconds of one update, and of its operations, for tokens that use the adapters in turn."""
     import torch
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -156,7 +168,19 @@ def layer(width: int, out: tuple[int, ...], r: int, tokens: int, adapters: int, 
     }
     with torch.inference_mode():
         calls = {name: partial(kind.add_lora_linear, y, x, up, down, 1.0, out) for name, kind in kinds.items()}
-        return in_turns(calls, rounds, least=0.2)
+        seconds = in_turns(calls, rounds, least=0.1)
+        return seconds, {name: profile(calls[name]) for name in ("CeRA", "LoRA")}
+
+
+def profile(call: Callable[[], Any], calls: int = 20) -> dict[str, float]:
+    """Return the seconds of each of PyTorch's operations in one call, without those that they call."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(calls):
+            call()
+    return {event.key: event.self_cpu_time_total * 1e-6 / calls for event in found.key_averages()}
 
 
 # An engine
@@ -203,6 +227,7 @@ class Engine:
                 name = f"{method}-{seed}"
                 path = make_adapter(base, folder / name, method, r, seed)
                 requests.append(LoRARequest(name, 1 + seed + adapters * (method == "LORA"), path))
+            self.generate(method, adapters, adapters, prompt=1, tokens=1)  # they take slots side by side
 
     def generate(self, method: str | None, rows: int, adapters: int, prompt: int, tokens: int) -> None:
         """Answer ``rows`` prompts that use ``adapters`` of a method in turn, or the base."""
@@ -239,7 +264,7 @@ def throughput(base: Path, rounds: int) -> dict[str, Any]:
         for count in COUNTS:
             for name, method in (("CeRA", "CERA"), ("LoRA", "LORA")):
                 contenders[f"{name}, {count}"] = partial(made.generate, method, ROWS, count, PROMPT, TOKENS)
-        seconds = in_turns(contenders, max(2, rounds // 3))
+        seconds = in_turns(contenders, max(2, rounds // 5))
     generated = ROWS * TOKENS
     return {
         "tokens_per_second": {name: generated / statistics.median(found) for name, found in seconds.items()},
@@ -252,16 +277,22 @@ def throughput(base: Path, rounds: int) -> dict[str, Any]:
 
 
 def server(base: Path) -> dict[str, Any]:
-    """Seconds to the first answer of a server with 16 adapters, and the memory of its processes before and after it."""
+    """Seconds to the first answer of a server, and the memory of its processes, with 16 adapters and with none."""
+    return {f"{count} adapters": server_with(base, count) for count in (0, 16)}
+
+
+def server_with(base: Path, count: int) -> dict[str, Any]:
+    """Return the seconds until a server with ``count`` adapters is up, and its memory then and after their answers."""
     import psutil
 
     with tempfile.TemporaryDirectory() as folder:
-        adapters = [make_adapter(base, Path(folder) / f"a{i}", "CERA", 64, i) for i in range(16)]
+        adapters = [make_adapter(base, Path(folder) / f"a{i}", "CERA", 64, i) for i in range(count)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "cera_vllm", str(base), "--until-eof", f"--port={port}", "--dtype=bfloat16"]
-        command += [f"--adapter=a{i}={path}" for i, path in enumerate(adapters)] + ["--max-model-len=512"]
+        command += [f"--adapter=a{i}={path}" for i, path in enumerate(adapters)]
+        command += ["--max-model-len=512", "--served-model-name=base"]
         begun = time.perf_counter()
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
@@ -272,11 +303,14 @@ def server(base: Path) -> dict[str, Any]:
                 time.sleep(0.1)
             up = time.perf_counter() - begun
             idle = memory(psutil.Process(process.pid))
-            for index in range(16):
-                body = {"model": f"a{index}", "prompt": [5] * 100, "max_tokens": 16}
+            for name in ("base", *(f"a{index}" for index in range(count))):
+                body = {"model": name, "prompt": [5] * 100, "max_tokens": 16}
                 if not answers(f"http://127.0.0.1:{port}/v1/completions", body):
                     sys.exit((Path(folder) / "log").read_text()[-3000:])
-            return {"start": up, "memory": {"idle": idle, "after 16 answers": memory(psutil.Process(process.pid))}}
+            return {
+                "start": up,
+                "memory": {"idle": idle, "after an answer of each": memory(psutil.Process(process.pid))},
+            }
         finally:
             process.terminate()
             process.wait(60)
@@ -295,9 +329,7 @@ def answers(url: str, body: Any) -> bool:
 
 def memory(process: Any) -> dict[str, int]:
     """Return the resident memory of a process and its children, by name."""
-    return {
-        f"{child.name()} {child.pid}": child.memory_info().rss for child in (process, *process.children(recursive=True))
-    }
+    return {child.name(): child.memory_info().rss for child in (process, *process.children(recursive=True))}
 
 
 if __name__ == "__main__":

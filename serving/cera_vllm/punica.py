@@ -16,28 +16,44 @@ from cera_vllm.activations import IDENTITY, activate, activate_by_token
 
 
 class LayerWrapper:
-    """The wrapper as one layer sees it, which adds the layer's own gammas to each call.
+    """The wrapper as one layer sees it, which adds what is the layer's own to each call.
 
     Args:
         wrapper: The wrapper that all layers share.
         slices: Number of layers that are packed into this one, such as 3 in qkv.
         slots: Number of adapters that are active at a time.
+
+    Attributes:
+        gammas: The scalars of learned mixes, (slices, slots).
+        up, down: For each slice the slots whose weight is not zero, as bits: an adapter is in most layers a zero.
     """
 
     def __init__(self, wrapper: PunicaWrapperBase, slices: int, slots: int) -> None:
         self.wrapper = wrapper
         self.gammas = torch.zeros(slices, slots, device=wrapper.device)
+        self.up = [2**slots - 1] * slices
+        self.down = [2**slots - 1] * slices
+
+    def set_slot(self, slot: int, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> None:
+        """Look which weights in ``slot`` are zero; ``up`` and ``down`` have those of all slots for each slice."""
+        for bits, weights in ((self.up, up), (self.down, down)):
+            for index, weight in enumerate(weights):
+                bits[index] = bits[index] & ~(1 << slot) | int(weight[slot].any()) << slot
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.wrapper, name)
 
     def add_lora_linear(self, *args: Any, **kwargs: Any) -> Any:
         """Add the updates of a layer; see ``PunicaWrapperBase.add_lora_linear``."""
-        return self.wrapper.add_lora_linear(*args, gammas=self.gammas, **kwargs)
+        return self.wrapper.add_lora_linear(*args, layer=self, **kwargs)
+
+    def add_shrink(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute pre-activations that are gathered or reduced; see ``PunicaWrapperBase.add_shrink``."""
+        return self.wrapper.add_shrink(*args, layer=self, **kwargs)
 
     def add_expand(self, *args: Any, **kwargs: Any) -> Any:
-        """Add the updates of latents that were gathered or reduced; see ``PunicaWrapperBase.add_expand``."""
-        return self.wrapper.add_expand(*args, gammas=self.gammas, **kwargs)
+        """Add the updates of what was gathered or reduced; see ``PunicaWrapperBase.add_expand``."""
+        return self.wrapper.add_expand(*args, layer=self, **kwargs)
 
 
 PADDED = 16
@@ -61,6 +77,11 @@ class Segment(NamedTuple):
     latents: slice
     spread: Tensor | None = None
     kept: Tensor | None = None
+
+    @property
+    def bits(self) -> int:
+        """The slots as bits."""
+        return (1 << self.slots.stop) - (1 << self.slots.start)
 
     def multiply(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return each token's product with the weight of its adapter, (tokens, out).
@@ -170,22 +191,36 @@ class SegmentedWrapper(PunicaWrapperCPU):
         lora_b_stacked: tuple[Tensor, ...],
         scale: float,
         output_slices: tuple[int, ...],
+        *,
+        layer: LayerWrapper,
         **kwargs: Any,
     ) -> None:
         """Add the updates of ``x`` (tokens, in) to ``y`` (tokens, out); see ``PunicaWrapperBase.add_lora_linear``."""
+        if not any(segment.bits & bits for segment in self._tokens for bits in layer.down):
+            return
         up = lora_a_stacked[0]
-        latents = torch.empty(len(lora_a_stacked), len(x), up.shape[2], dtype=up.dtype)
-        self.add_shrink(latents, x, lora_a_stacked, scale)
-        self.add_expand(y, latents, lora_b_stacked, output_slices, **kwargs)
+        latents = torch.zeros(len(lora_a_stacked), len(x), up.shape[2], dtype=up.dtype)
+        self.add_shrink(latents, x, lora_a_stacked, scale, layer=layer)
+        self.add_expand(y, latents, lora_b_stacked, output_slices, layer=layer, **kwargs)
 
-    def add_shrink(self, y: Tensor, x: Tensor, lora_a_stacked: tuple[Tensor, ...], scale: float, **kwargs: Any) -> None:
-        """Write the pre-activations of each slice, (tokens, r) in the order of slots, to ``y`` (slices, tokens, r)."""
+    def add_shrink(  # type: ignore[override]  # as add_expand
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: tuple[Tensor, ...],
+        scale: float,
+        *,
+        layer: LayerWrapper,
+        **kwargs: Any,
+    ) -> None:
+        """Write pre-activations to ``y`` (slices, tokens, r), which is zero; tokens are in the order of slots."""
         x = x.view(-1, x.shape[-1])
         for segment in self._tokens:
             inputs = x[segment.rows].to(lora_a_stacked[0].dtype)
-            for pre_activations, up in zip(y, lora_a_stacked, strict=True):
-                product = segment.multiply(inputs, up)
-                pre_activations[segment.latents] = product if scale == 1 else product * scale
+            for pre_activations, up, bits in zip(y, lora_a_stacked, layer.up, strict=True):
+                if segment.bits & bits:
+                    product = segment.multiply(inputs, up)
+                    pre_activations[segment.latents] = product if scale == 1 else product * scale
 
     def add_expand(  # type: ignore[override]  # layers call it through LayerWrapper
         self,
@@ -196,19 +231,20 @@ class SegmentedWrapper(PunicaWrapperCPU):
         offset_start: int = 0,
         add_inputs: bool = True,
         *,
-        gammas: Tensor,
+        layer: LayerWrapper,
         **kwargs: Any,
     ) -> None:
         """Add the updates of what ``add_shrink`` wrote, ``x`` (slices, tokens, r), to ``y`` (tokens, out)."""
         y = y.view(-1, y.shape[-1])
         if not add_inputs:
             y.zero_()
-        latents = self._activate(x, gammas).to(y.dtype)
+        latents = self._activate(x, layer.gammas).to(y.dtype)
         for segment in self._tokens:
             offset = offset_start
-            for latent, down, width in zip(latents, lora_b_stacked, output_slices, strict=True):
-                part = y[:, offset : offset + width]
-                _add_product(part, segment, latent[segment.latents], down.to(y.dtype))
+            for latent, down, width, bits in zip(latents, lora_b_stacked, output_slices, layer.down, strict=True):
+                if segment.bits & bits:
+                    part = y[:, offset : offset + width]
+                    _add_product(part, segment, latent[segment.latents], down.to(y.dtype))
                 offset += width
 
     def _activate(self, x: Tensor, gammas: Tensor) -> Tensor:
@@ -271,10 +307,10 @@ class MaskedWrapper:
         self._token_slots[: len(slots)].copy_(slots)
         self._token_codes[: len(slots)].copy_(self._slot_codes[slots].masked_fill(base, IDENTITY))
 
-    def add_expand(self, y: Tensor, x: Tensor, *args: Any, gammas: Tensor, **kwargs: Any) -> Any:
+    def add_expand(self, y: Tensor, x: Tensor, *args: Any, layer: LayerWrapper, **kwargs: Any) -> Any:
         """Add the updates of pre-activations ``x`` (slices, tokens, r) to ``y`` (tokens, out)."""
         tokens = x.shape[1]  # in a graph more than the batch has; what stands there for the others is not used
-        by_token = gammas[:, self._token_slots[:tokens]]
+        by_token = layer.gammas[:, self._token_slots[:tokens]]
         latent = activate_by_token(self._token_codes[:tokens], x, by_token)
         return super().add_expand(y, latent, *args, **kwargs)  # type: ignore[misc]
 

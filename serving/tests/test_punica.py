@@ -99,6 +99,34 @@ def test_embeddings_and_logits_leave_rows_of_the_base_alone(rows: list[int]) -> 
         torch.testing.assert_close(found[~used], y[~used], rtol=0, atol=0)
 
 
+def test_what_is_zero_is_left_out() -> None:
+    """The bits follow the weights, and decide what is computed: weights that they do not know of add nothing."""
+    torch.manual_seed(0)
+    up = tuple(torch.randn(SLOTS, 1, RANK, IN) for _ in OUT)
+    down = tuple(torch.randn(SLOTS, 1, width, RANK) for width in OUT)
+    x, before = torch.randn(2, IN), torch.randn(2, sum(OUT))
+    wrapper = layer(SegmentedWrapper, [11, 14], [CODES["silu"]] * SLOTS, list(range(11, 19)))
+    full = before.clone()
+    wrapper.add_lora_linear(full, x, up, down, 1.0, OUT)
+    kept = down[1][3].clone()
+    down[1][3] = 0
+    wrapper.set_slot(3, up, down)
+    assert wrapper.up == [0xFF, 0xFF]
+    assert wrapper.down == [0xFF, 0xF7]
+    for weight in (torch.zeros_like(kept), kept):
+        down[1][3] = weight
+        y = before.clone()
+        wrapper.add_lora_linear(y, x, up, down, 1.0, OUT)
+        torch.testing.assert_close(y[0], full[0])
+        torch.testing.assert_close(y[1, :5], full[1, :5])
+        torch.testing.assert_close(y[1, 5:], before[1, 5:], rtol=0, atol=0)
+    wrapper.set_slot(3, up, down)
+    assert wrapper.down == [0xFF, 0xFF]
+    y = before.clone()
+    wrapper.add_lora_linear(y, x, up, down, 1.0, OUT)
+    torch.testing.assert_close(y, full)
+
+
 def test_segments() -> None:
     found = segments(torch.tensor([2, -1, 0, 2, 0, 0]))
     assert [segment.slots for segment in found] == [slice(0, 1), slice(2, 3)]

@@ -2,7 +2,6 @@
 
     serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2            # a quiet machine, about 20 minutes
     serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2 --quick --out /tmp/quick.json
-    python scripts/serving_page.py                                              # docs/serving.md from it
 
 Each part has a process of its own: the products of one layer, an engine with adapters of r = 64 or 128, and a server.
 Parts that the file has already are left as they are. Adapters are random; cera is not needed. Times are in seconds,
@@ -329,7 +328,10 @@ def answers(url: str, body: Any) -> bool:
 
 def memory(process: Any) -> dict[str, int]:
     """Return the resident memory of a process and its children, by name."""
-    return {child.name(): child.memory_info().rss for child in (process, *process.children(recursive=True))}
+    sizes: dict[str, int] = {}
+    for one in (process, *process.children(recursive=True)):
+        sizes[one.name()] = sizes.get(one.name(), 0) + one.memory_info().rss
+    return sizes
 
 
 if __name__ == "__main__":

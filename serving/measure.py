@@ -30,7 +30,15 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of adapters in one batch."""
 ROWS, PROMPT, TOKENS = 64, 16, 32
 """Batch of the throughput: rows, tokens of each prompt, and tokens generated for each."""
-ROUNDS = 15
+ROUNDS = 9
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",  # threads that wait for each other measure what else runs
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Environment of each part; what is set already stays."""
 MEASURED = Path(__file__).parents[1] / "results" / "serving" / "measured.json"
 
 
@@ -45,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds = 2 if options.quick else ROUNDS
     if options.print:
-        print("\n" + json.dumps(run_part(options.print, options.base, rounds)))
+        print("\n" + json.dumps({**run_part(options.print, options.base, rounds), "threads": threads()}))
         return
     measured: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for part in options.parts:
@@ -53,10 +61,10 @@ def main() -> None:
             continue
         command = [sys.executable, __file__, str(options.base), "--print", part]
         command += ["--quick"] if options.quick else []
-        settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
-        done = subprocess.run(command, env={**settings, **os.environ}, stdout=subprocess.PIPE, check=True, text=True)
+        done = subprocess.run(command, env={**SETTINGS, **os.environ}, stdout=subprocess.PIPE, check=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        measured[part] = {"rounds": rounds, "environment": environment(), **found}
+        load = [round(value, 1) for value in os.getloadavg()]
+        measured[part] = {"rounds": rounds, "load_average": load, "environment": environment(), **found}
         print(f"{part}: {json.dumps(found.get('ratios', found))}", flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(measured, indent=1) + "\n")
@@ -80,6 +88,13 @@ def environment() -> dict[str, Any]:
         "vllm": vllm.__version__,
         "revision": revision.stdout.strip(),
     }
+
+
+def threads() -> int:
+    """Return the number of threads of a product."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def run_part(part: str, base: Path, rounds: int) -> dict[str, Any]:
@@ -167,7 +182,7 @@ def layer(
     }
     with torch.inference_mode():
         calls = {name: partial(kind.add_lora_linear, y, x, up, down, 1.0, out) for name, kind in kinds.items()}
-        seconds = in_turns(calls, rounds, least=0.1)
+        seconds = in_turns(calls, rounds, least=0.05)
         return seconds, {name: profile(calls[name]) for name in ("CeRA", "LoRA")}
 
 
@@ -263,7 +278,7 @@ def throughput(base: Path, rounds: int) -> dict[str, Any]:
         for count in COUNTS:
             for name, method in (("CeRA", "CERA"), ("LoRA", "LORA")):
                 contenders[f"{name}, {count}"] = partial(made.generate, method, ROWS, count, PROMPT, TOKENS)
-        seconds = in_turns(contenders, max(2, rounds // 5))
+        seconds = in_turns(contenders, max(2, rounds // 3))
     generated = ROWS * TOKENS
     return {
         "tokens_per_second": {name: generated / statistics.median(found) for name, found in seconds.items()},

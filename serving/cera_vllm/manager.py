@@ -41,8 +41,9 @@ class CeraModelManager(LRUCacheLoRAModelManager):
         for wrapper in self.punica_wrapper_mapping.values():
             cast(SegmentedWrapper | MaskedWrapper, wrapper).set_slot(slot, CODES[activation])
         for name, layer in self.modules.items():
-            if isinstance(layer.punica_wrapper, LayerWrapper):
-                layer.punica_wrapper.set_slot(slot, layer.lora_a_stacked, layer.lora_b_stacked)
+            own = layer.punica_wrapper
+            if isinstance(own, LayerWrapper) and isinstance(own.wrapper, SegmentedWrapper):
+                own.set_slot(slot, layer.lora_a_stacked, layer.lora_b_stacked)
             for index, part in enumerate(self.packed_modules.get(name) or [name]):
                 if part in gammas:
                     cast(LayerWrapper, layer.punica_wrapper).gammas[index, slot] = gammas[part]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from engines import SETTINGS
-from material import Answer, changed, differs, make_adapter, prompts, reference
+from material import CONTROLS, Answer, changed, differs, make_adapter, prompts, reference
 from test_loading import UNFIT
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.lora.request import LoRARequest
@@ -37,6 +37,7 @@ def test_a_bad_request_ends_nothing_and_a_directory_may_go(
     asked = prompts(4, seed=10)
     requests = {name: LoRARequest(name, number, str(tmp_path / name)) for number, name in enumerate(names, 1)}
     models = {name: reference(base, adapters[name]) for name in names}
+    lines = [(name, reference(base, adapters[name], control)) for name in names[:2] for control in CONTROLS.values()]
     changed_model = reference(base, other)
 
     async def ask() -> None:
@@ -45,8 +46,11 @@ def test_a_bad_request_ends_nothing_and_a_directory_may_go(
         try:
             for number in range(2):
                 rows = [answer(engine, asked[0], requests[name], f"{name}-{number}") for name in names]
-                for name, found in zip(names, await asyncio.gather(*rows), strict=True):
+                answers = dict(zip(names, await asyncio.gather(*rows), strict=True))
+                for name, found in answers.items():
                     assert differs(found, asked[0], models[name]) is None, name
+                for name, line in lines:
+                    assert differs(answers[name], asked[0], line) is not None, name
                 for path, reason in ((unfit, message), (tmp_path / "nowhere", "nowhere")):
                     for again in range(2):
                         with pytest.raises(Exception, match=reason):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from material import NAMES, Answer, changed, differs, make_adapter, prompts, reference
+from material import CONTROLS, NAMES, NEARLY_LINEAR, Answer, changed, differs, make_adapter, prompts, reference
 from servers import Refused, Server
 from test_adapter_files import MALFORMED, make
 from test_loading import UNFIT, UNFIT_CERA
@@ -35,9 +35,18 @@ def server(base: Path, adapters: dict[str, Path], root: Path, tmp_path_factory: 
         yield running
 
 
-def check(server: Server, name: str, prompt: list[int], model: Any) -> None:
-    """Check that an answer is the one of ``model``."""
-    assert differs(server.answer(name, prompt), prompt, model) is None, name
+def check(server: Server, name: str, prompt: list[int], model: Any) -> Answer:
+    """Check that an answer is the one of ``model``, and return it."""
+    answer = server.answer(name, prompt)
+    assert differs(answer, prompt, model) is None, name
+    return answer
+
+
+def check_is_no_line(answer: Answer, prompt: list[int], base: Path, adapters: dict[str, Path], name: str) -> None:
+    """Check that an answer is not the one with a line in place of the adapter's activation."""
+    if name not in NEARLY_LINEAR:
+        for control in CONTROLS.values():
+            assert differs(answer, prompt, reference(base, adapters[name], control)) is not None, name
 
 
 def test_the_adapters_of_the_command_line_are_served(server: Server, base: Path, adapters: dict[str, Path]) -> None:
@@ -45,7 +54,8 @@ def test_the_adapters_of_the_command_line_are_served(server: Server, base: Path,
     assert server.models() == [str(base), *STATIC]
     (prompt,) = prompts(1)
     for name in STATIC:
-        check(server, name, prompt, reference(base, adapters[name]))
+        answer = check(server, name, prompt, reference(base, adapters[name]))
+        check_is_no_line(answer, prompt, base, adapters, name)
     check(server, str(base), prompt, reference(base, None))
     with pytest.raises(Refused) as refused:
         server.answer("malformed", prompt)
@@ -77,7 +87,10 @@ def test_more_adapters_than_slots_in_mixed_batches(
         )
     models = [reference(base, adapters[name]) for name in NAMES]
     for index, answer in enumerate(answers):
-        assert differs(answer, asked[index], models[index % len(NAMES)]) is None, NAMES[index % len(NAMES)]
+        name = NAMES[index % len(NAMES)]
+        assert differs(answer, asked[index], models[index % len(NAMES)]) is None, name
+        if index < len(NAMES):
+            check_is_no_line(answer, asked[index], base, adapters, name)
     for name in NAMES:
         if name not in STATIC:
             server.unload(name)
@@ -108,6 +121,28 @@ def test_a_malformed_adapter_is_refused_each_time(
     check(server, "silu", prompt, reference(base, adapters["silu"]))
 
 
+@pytest.mark.parametrize("source", ["silu", "lora"])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [("truncated", "truncated or no safetensors file"), ("pickled", "adapter_model.bin is pickled")],
+)
+def test_weights_that_cannot_be_read_are_refused_each_time(
+    server: Server, base: Path, adapters: dict[str, Path], root: Path, source: str, broken: str, message: str
+) -> None:
+    folder = changed(adapters[source], root / f"{broken}-{source}")
+    weights = folder / "adapter_model.safetensors"
+    if broken == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    else:
+        weights.rename(folder / "adapter_model.bin")
+    for _ in range(2):
+        with pytest.raises(Refused, match=message) as refused:
+            server.load("bad", folder.name)
+        assert refused.value.status == 400
+    (prompt,) = prompts(1, seed=3)
+    check(server, "silu", prompt, reference(base, adapters["silu"]))
+
+
 @pytest.mark.parametrize("path", ["../outside", "/tmp", "a/../../b", "link", "", "nowhere"])
 def test_nothing_outside_of_the_root_is_read(server: Server, adapters: dict[str, Path], root: Path, path: str) -> None:
     if not (root / "link").exists():
@@ -130,7 +165,8 @@ def test_an_adapter_whose_directory_is_gone_is_answered_when_it_comes_back(
     (prompt,) = prompts(1, seed=4)
     for _ in range(2):
         for name in (*STATIC, "relu", "scaled"):
-            check(server, name, prompt, reference(base, adapters[name]))
+            answer = check(server, name, prompt, reference(base, adapters[name]))
+            check_is_no_line(answer, prompt, base, adapters, name)
     for name in ("relu", "scaled"):
         server.unload(name)
 

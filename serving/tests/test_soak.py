@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from material import differs, make_adapter, prompts, reference
+from material import CONTROLS, NEARLY_LINEAR, differs, make_adapter, prompts, reference
 from servers import Refused, Server
 
 ROUNDS = int(os.environ.get("CERA_SOAK_ROUNDS", "18"))
@@ -39,6 +39,11 @@ def test_soak(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     root, rng = tmp_path / "root", random.Random(0)
     models = {name: reference(base, adapters[name]) for name in KINDS}
     versions = [make_adapter(base, root / f"version-{seed}", "gelu", seed) for seed in range(SWAPPED)]
+    lines = {
+        name: [reference(base, adapters[name], control) for control in CONTROLS.values()]
+        for name in KINDS
+        if name not in NEARLY_LINEAR
+    }
     swapped = [reference(base, version) for version in versions]
     for name in KINDS:
         shutil.copytree(adapters[name], root / name)
@@ -70,6 +75,7 @@ def test_soak(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
                 now = [swapped[number % SWAPPED], swapped[(number + 1) % SWAPPED]]  # before and after the swap
                 expected = now if name == "swapped" else [models[name]]
                 assert None in [differs(answer, prompt, model) for model in expected], (number, name)
+                assert None not in [differs(answer, prompt, line) for line in lines.get(name, [])], (number, name)
                 compared += 1
             sizes.append(memory(server))
     assert compared > 8 * ROUNDS

@@ -49,14 +49,22 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=60, help="most training steps of an adapter (default: %(default)s)"
     )
+    parser.add_argument("--result", type=Path, help="write what it took, seconds and bytes, to this file of JSON")
     options = parser.parse_args()
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cera-serve-demo-") as folder:
         base = Path(folder) / "base"
         model: Any = load_model(BASE, torch.float32)
         model.save_pretrained(base)
         load_tokenizer(BASE).save_pretrained(base)
         adapters = {name: train(Path(folder) / name, name, options.steps) for name in ADAPTERS}
-        serve(options.python, base, adapters)
+        trained = time.monotonic()
+        started = serve(options.python, base, adapters)
+    if options.result:
+        took = {"training": trained - begun, "start": started, "all": time.monotonic() - begun}
+        environment = options.python.absolute().parents[1]
+        found = {"seconds": took, "bytes": {"environment of the server": size(environment)}, "cores": os.cpu_count()}
+        options.result.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def train(folder: Path, name: str, steps: int) -> Path:
@@ -84,8 +92,13 @@ def train(folder: Path, name: str, steps: int) -> Path:
     return folder
 
 
-def serve(python: Path, base: Path, adapters: dict[str, Path]) -> None:
-    """Serve the adapters, and print what each answers, and the base."""
+def size(folder: Path) -> int:
+    """Return the bytes that the files of a directory take on disk."""
+    return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*"))
+
+
+def serve(python: Path, base: Path, adapters: dict[str, Path]) -> float:
+    """Serve the adapters, print what each answers, and the base, and return the seconds until the server was up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -107,9 +120,11 @@ def serve(python: Path, base: Path, adapters: dict[str, Path]) -> None:
             if server.poll() is not None or time.monotonic() - begun > START:
                 sys.exit(f"error: the server did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.5)
-        print(f"serving {', '.join(adapters)} on {url} after {time.monotonic() - begun:.0f} s\n", flush=True)
+        started = time.monotonic() - begun
+        print(f"serving {', '.join(adapters)} on {url} after {started:.0f} s\n", flush=True)
         for name in ("base", *adapters):
             print(f"{name}: {ask(url, name)}", flush=True)
+        return started
     finally:
         server.terminate()
         server.wait(60)

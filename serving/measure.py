@@ -30,7 +30,7 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of adapters in one batch."""
 ROWS, PROMPT, TOKENS = 64, 16, 32
 """Batch of the throughput: rows, tokens of each prompt, and tokens generated for each."""
-ROUNDS = 9
+ROUNDS = 3
 SETTINGS = {
     "OMP_NUM_THREADS": "1",  # threads that wait for each other measure what else runs
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -278,7 +278,7 @@ def throughput(base: Path, rounds: int) -> dict[str, Any]:
         for count in COUNTS:
             for name, method in (("CeRA", "CERA"), ("LoRA", "LORA")):
                 contenders[f"{name}, {count}"] = partial(made.generate, method, ROWS, count, PROMPT, TOKENS)
-        seconds = in_turns(contenders, max(2, rounds // 3))
+        seconds = in_turns(contenders, max(2, rounds - 1))
     generated = ROWS * TOKENS
     return {
         "tokens_per_second": {name: generated / statistics.median(found) for name, found in seconds.items()},

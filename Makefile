@@ -2,6 +2,7 @@
 # make test    run the tests          make test-slow   the ones that take minutes, too
 # make lint    ruff and mypy          make docs        build the documentation site
 # make notebooks    run notebooks/ and write their outputs into them
+# make gpu-check    ten minutes on a GPU, or on a CPU without one: what holds there, and how fast it is (docs/gpu.md)
 # make serve-demo   serve SmolLM2 with three adapters in vLLM, and ask each      make test-serving   the tests of serving/ (test-serving-quick: the short ones)
 
 PYTHON ?= python3
@@ -11,10 +12,11 @@ PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 SERVING := serving/.venv
+GPU_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))
 SERVING_PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 PYTEST_SERVING := cd serving && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv/bin/python -m pytest -m "not slow and not gpu"
 
-.PHONY: demo install test test-slow lint docs notebooks serve-demo test-serving test-serving-quick python-for-serving clean
+.PHONY: demo install test test-slow lint docs notebooks gpu-check gpu-wheels serve-demo test-serving test-serving-quick python-for-serving clean
 
 demo: install
 	$(VENV)/bin/python train.py --config configs/smol_cera.yaml
@@ -50,6 +52,16 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e '.[dev]'
 	touch $@
 
+# Without a network: wheels/ of `make gpu-wheels`, and the machine's own torch. A target folder also serves a Python that is
+# in an environment itself, whose packages another environment would not see.
+gpu-check:
+	if [ -d wheels ]; then $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --find-links wheels --upgrade \
+		--target .gpu-packages -c constraints.txt -r gpu_check/requirements.txt; fi
+	PYTHONPATH=$(CURDIR)/.gpu-packages $(GPU_PYTHON) -m gpu_check $(ARGS)
+
+gpu-wheels:
+	$(GPU_PYTHON) -m pip wheel --no-deps --wheel-dir wheels -c constraints.txt -r gpu_check/requirements.txt
+
 serve-demo: $(VENV)/installed $(SERVING)/installed
 	$(VENV)/bin/python serving/demo.py --python $(SERVING)/bin/python
 
@@ -78,4 +90,4 @@ python-for-serving:
 		"vLLM is tested in Python 3.11, and %s is %d.%d: make SERVING_PYTHON=FILE" % (sys.executable, *sys.version_info[:2]))'
 
 clean:
-	rm -rf $(VENV) $(SERVING) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .gpu-packages $(VENV) $(SERVING) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """The clock of all training contenders. It imports no framework, since start-up is measured, too."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ class StepClock:
 
     Attributes:
         steps: ``begin`` and ``end`` in seconds since the start of the process; ``tokens`` without padding, and
-            ``positions`` with padding.
+            ``positions`` with padding; ``flops`` that the model requires, where they are counted.
     """
 
     def __init__(self) -> None:
@@ -22,12 +23,16 @@ class StepClock:
     def _now(self) -> float:
         return self._offset + time.perf_counter()
 
-    def begin(self, tokens: int, positions: int) -> None:
+    def begin(self, tokens: int, positions: int, flops: float | None = None) -> None:
         """Record that a step begins, with its batch loaded."""
-        self.steps.append({"begin": self._now(), "tokens": tokens, "positions": positions})
+        counted = {} if flops is None else {"flops": flops}
+        self.steps.append({"begin": self._now(), "tokens": tokens, "positions": positions, **counted})
 
     def end(self) -> None:
-        """Record that the optimizer step is done."""
+        """Record that the optimizer step is done, on a GPU, too."""
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.steps[-1]["end"] = self._now()
 
     def save(self, path: str | Path) -> None:

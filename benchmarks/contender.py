@@ -37,6 +37,7 @@ class TrainingTask:
         batch_size: Rows of a batch: packs or documents.
         seed: Seed of the order of the data.
         learning_rate: Learning rate; it does not affect speed.
+        device: ``cpu`` or ``cuda``.
     """
 
     base: str
@@ -47,6 +48,7 @@ class TrainingTask:
     batch_size: int = 4
     seed: int = 42
     learning_rate: float = 3e-4
+    device: str = "cpu"
 
 
 def ours(task: TrainingTask, adapter: str, out: Path, compile_layers: bool = False, profile: bool = False) -> None:
@@ -82,6 +84,7 @@ def ours(task: TrainingTask, adapter: str, out: Path, compile_layers: bool = Fal
             "max_length": task.max_length,
         },
         "trainer": {
+            "accelerator": task.device,
             "max_steps": task.steps,
             "num_sanity_val_steps": 0,
             "limit_val_batches": 0,
@@ -187,7 +190,7 @@ def arguments(task: TrainingTask, out: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": task.device == "cpu",
         "dataloader_pin_memory": False,
     }
 
@@ -227,6 +230,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=TrainingTask.device)
     for name in ("r", "max_length", "batch_size", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(TrainingTask, name))
     parser.add_argument("--profile", action="store_true")

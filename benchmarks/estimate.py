@@ -2,7 +2,8 @@
 
     python -m benchmarks.estimate CASE --base DIRECTORY --out FILE
 
-measures one case in a process of its own; the benchmark runs this command.
+measures one case in a process of its own; the benchmark runs this command. Of a CPU it measures the memory of the
+process, of a GPU (``--device cuda``) that of tensors, ``max_memory_allocated``.
 """
 
 import argparse
@@ -41,7 +42,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 @dataclass(frozen=True)
 class Case:
-    """A training run on a CPU.
+    """A training run on one device.
 
     Attributes:
         model: ``smol`` (SmolLM2-135M) or ``random`` (a Llama of 6 layers, 110M).
@@ -90,6 +91,14 @@ CASES = {
     "cera_wide": Case("random", "cera", r=512, length=512),
 }
 QUICK = ("cera", "dora_fp32", "lora_checkpointing")
+ON_A_GPU = {
+    "cera_gpu": Case("random", "cera", rows=8, length=1024),
+    "cera_gpu_checkpointing": Case("random", "cera", checkpointing=True, rows=8, length=1024),
+    "lora_gpu": Case("random", "lora", rows=8, length=1024),
+    "dora_gpu": Case("random", "dora", rows=8, length=1024),
+    "cera_gpu_mixed": Case("random", "cera", "bf16-mixed", rows=4, length=1024),
+}
+"""Cases that are large enough for a GPU; ``gpu_check`` measures them."""
 
 
 def run(quick: bool) -> Result:
@@ -101,11 +110,11 @@ def run(quick: bool) -> Result:
     return compare({name: CASES[name] for name in QUICK} if quick else CASES, rounds=1)  # memory barely varies
 
 
-def compare(cases: dict[str, Case], rounds: int) -> Result:
-    """Compare the estimate of each case with its measurement in each round."""
+def compare(cases: dict[str, Case], rounds: int, device: str = "cpu") -> Result:
+    """Compare the estimate of each case with its measurement in each round, on ``cpu`` or ``cuda``."""
     with bases() as folders:
         contenders = {
-            name: partial(worker, "benchmarks.estimate", name, "--base", folders[case.model])
+            name: partial(worker, "benchmarks.estimate", name, "--base", folders[case.model], "--device", device)
             for name, case in cases.items()
         }
         measured = {name: [run["bytes"] for run in runs] for name, runs in interleaved(contenders, rounds).items()}
@@ -147,11 +156,25 @@ def release_freed_memory() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, 2**16)
 
 
+class Memory:
+    """The memory of this process on a CPU, or that of its tensors on a GPU, in bytes.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, device: str) -> None:
+        on_gpu = device == "cuda"
+        self.held = torch.cuda.memory_allocated if on_gpu else resident_bytes
+        self.peak = torch.cuda.max_memory_allocated if on_gpu else peak_bytes
+        self.reset_peak = torch.cuda.reset_peak_memory_stats if on_gpu else reset_peak
+
+
 def step(module: CausalLM, optimizer: Any, rows: int, length: int) -> None:
     """Accumulate the gradients of a fully labelled micro-batch with two documents per row, and step AdamW."""
     assert module.model is not None
     ids = torch.randint(module.model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
-    positions = (torch.arange(length) % (length // 2)).expand(rows, length)
+    ids, positions = (each.to(module.device) for each in (ids, (torch.arange(length) % (length // 2)).expand(rows, -1)))
     batch = {"input_ids": ids, "labels": ids, "position_ids": positions}
     with module.trainer.precision_plugin.forward_context():
         losses, _ = module.answer_nll(batch)
@@ -159,12 +182,12 @@ def step(module: CausalLM, optimizer: Any, rows: int, length: int) -> None:
     optimizer.step()
 
 
-def prepare(module: CausalLM, precision: str) -> Any:
+def prepare(module: CausalLM, precision: str, device: str = "cpu") -> Any:
     """Build ``module`` as a trainer does, create gradients and moments, and return its optimizer."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    module.trainer = Trainer(accelerator="cpu", max_steps=2, precision=precision, **quiet)  # type: ignore[arg-type]
+    module.trainer = Trainer(accelerator=device, devices=1, max_steps=2, precision=precision, **quiet)  # type: ignore[arg-type]
     module.configure_model()
-    module.trainer.precision_plugin.convert_module(module)
+    module.trainer.precision_plugin.convert_module(module).to(device)
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()  # memory-mapped weights take no memory until they are read
     optimizer: Any = module.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
@@ -177,22 +200,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=[*CASES, *ON_A_GPU])
     parser.add_argument("--base", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
-    case = CASES[options.case]
+    case, device = {**CASES, **ON_A_GPU}[options.case], options.device
     release_freed_memory()
     with tempfile.TemporaryDirectory() as folder:  # a first step loads libraries
         LlamaForCausalLM(TINY).save_pretrained(folder)
-        prepare(case.module(folder), case.precision)
-    before = resident_bytes()
+        prepare(case.module(folder), case.precision, device)
+    memory = Memory(device)
+    before = memory.held()
     module = case.module(options.base)
-    optimizer = prepare(module, case.precision)
-    held = resident_bytes()
-    reset_peak()
+    optimizer = prepare(module, case.precision, device)
+    held = memory.held()
+    memory.reset_peak()
     step(module, optimizer, case.rows, case.length)
-    measured = {"bytes": peak_bytes() - before, "held": held - before}
+    measured = {"bytes": memory.peak() - before, "held": held - before}
     options.out.write_text(json.dumps(measured))
 
 

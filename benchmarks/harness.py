@@ -173,18 +173,25 @@ def interleaved(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[
     return measured
 
 
-def timed(function: Callable[[], Any], at_least: float = 0.0) -> Callable[[], float]:
+def timed(
+    function: Callable[[], Any], at_least: float = 0.0, wait: Callable[[], Any] | None = None
+) -> Callable[[], float]:
     """Return a contender that measures the seconds that one call of ``function`` takes.
 
     Args:
         function: Called at least once.
         at_least: Minimum duration in seconds; calls are repeated for that long, and their mean is taken.
+        wait: Waits for a device that works on after a call, such as ``torch.cuda.synchronize``. It is called before the
+            clock starts and after each call.
     """
+    wait = wait or (lambda: None)
 
     def measure() -> float:
+        wait()
         calls, start = 0, time.perf_counter()
         while calls == 0 or time.perf_counter() - start < at_least:
             function()
+            wait()
             calls += 1
         return (time.perf_counter() - start) / calls
 

@@ -55,7 +55,9 @@ def run(quick: bool) -> Result:
     return compare([(widths, r) for widths in (SMOL, LLAMA_3_8B) for r in (16, 64, 128, 512)], TOKENS, rounds=15)
 
 
-def compare(sizes: Sequence[tuple[tuple[int, int], int]], tokens: int, rounds: int, at_least: float = 0.1) -> Result:
+def compare(
+    sizes: Sequence[tuple[tuple[int, int], int]], tokens: int, rounds: int, at_least: float = 0.1, device: str = "cpu"
+) -> Result:
     """Compare all contenders at each size.
 
     Args:
@@ -63,12 +65,14 @@ def compare(sizes: Sequence[tuple[tuple[int, int], int]], tokens: int, rounds: i
         tokens: Number of tokens n.
         rounds: Number of rounds.
         at_least: Minimum seconds per contender and round.
+        device: ``cpu`` or ``cuda``.
     """
+    wait = torch.cuda.synchronize if device == "cuda" else None
     rows, details = [], {}
     for (width, kv_width), r in sizes:
-        steps = contenders(width, kv_width, r, tokens)
+        steps = contenders(width, kv_width, r, tokens, device)
         saved = {name: step.saved_bytes() for name, step in steps.items()}  # also warms up
-        seconds = interleaved({name: timed(step, at_least) for name, step in steps.items()}, rounds)
+        seconds = interleaved({name: timed(step, at_least, wait) for name, step in steps.items()}, rounds)
         size = f"q/v pair, n={tokens} d={width} r={r}"
         for baseline in [*BASELINES, *OTHERS]:
             time, memory = (TIME, MEMORY) if baseline in BASELINES else (None, None)
@@ -114,7 +118,7 @@ class Step:
     def __call__(self) -> None:
         """Run both passes and discard the gradients."""
         hidden = self.x.detach().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self.model(hidden)
         torch.autograd.backward(list(outputs), list(self.gradients))
         self.model.zero_grad(set_to_none=True)
@@ -143,7 +147,7 @@ class Step:
         return {name: seconds for name, seconds in spent.items() if name.startswith("aten::")}
 
 
-def contenders(width: int, kv_width: int, r: int, tokens: int) -> dict[str, Step]:
+def contenders(width: int, kv_width: int, r: int, tokens: int, device: str = "cpu") -> dict[str, Step]:
     """Return a step of each contender by name; all share frozen weights and input."""
     targets = ["q_proj", "v_proj"]
     cera = CeraConfig(r=r, dropout=0.1, target_modules=targets)  # as in configs/adapters
@@ -152,15 +156,15 @@ def contenders(width: int, kv_width: int, r: int, tokens: int) -> dict[str, Step
         for options in ({}, {"lora_dropout": 0.1}, {"use_dora": True})
     )
     torch.manual_seed(0)
-    x = torch.randn(tokens, width, dtype=torch.bfloat16)
-    gradients = [torch.randn(tokens, out, dtype=torch.bfloat16) for out in (width, kv_width)]
+    x = torch.randn(tokens, width, dtype=torch.bfloat16).to(device)
+    gradients = [torch.randn(tokens, out, dtype=torch.bfloat16).to(device) for out in (width, kv_width)]
 
     def step(config: PeftConfig | None, fp32: bool = False, autocast: bool = False) -> Step:
         torch.manual_seed(0)
         model: Any = Pair(width, kv_width).to(torch.bfloat16).requires_grad_(False)
         if config is not None:
             model = get_peft_model(model, config, autocast_adapter_dtype=fp32).train()
-        return Step(model, x, gradients, autocast)
+        return Step(model.to(device), x, gradients, autocast)
 
     return {
         "frozen": step(None),

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.clock import StepClock
 from benchmarks.operations import seconds_by_operation
 from cera.callbacks import SpectralTracker
+from cera.training.throughput import TrainingFlops
 
 
 class LightningClock(Callback):
@@ -24,10 +25,13 @@ class LightningClock(Callback):
     def __init__(self, path: str) -> None:
         self.path = path
         self.clock = StepClock()
+        self._flops: TrainingFlops | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin a step; each batch is one, since the benchmark does not accumulate gradients."""
-        self.clock.begin(batch["n_tokens"], batch["tokens"].numel())
+        if self._flops is None:
+            self._flops = TrainingFlops.from_model(pl_module.model)
+        self.clock.begin(batch["n_tokens"], batch["tokens"].numel(), float(self._flops(batch)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

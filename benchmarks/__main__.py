@@ -17,7 +17,7 @@ NAMES = (
     *("layer", "decoding", "logits", "tracking", "spectra"),
     *("training", "dora", "startup", "scaling", "mixed", "mixed_many", "estimate"),
 )
-UNREPORTED = ("together",)
+UNREPORTED = ("together", "peers")
 """Benchmarks that have not been run in full."""
 
 
@@ -68,7 +68,7 @@ def report(results: Path) -> int:
     from benchmarks.report import NOTES, write
 
     try:
-        files, unexplained = write(NAMES, results)
+        files, unexplained = write(NAMES, results, unreported=UNREPORTED)
     except BenchmarkError as error:
         print(f"error: report: {error}", file=sys.stderr)
         return 2

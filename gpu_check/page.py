@@ -28,6 +28,8 @@ def page(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
                 for row in outcome.result["rows"]
             ]
             parts += [f"## {outcome.what}", _table(["what", "measured", "goal", "reached"], rows)]
+            failed = outcome.result.get("details", {}).get("failed", {})
+            parts += [f"Not measured, as it failed: {name}: {_line(error)}" for name, error in failed.items()]
         elif outcome.tests:
             tests = [[name, state, _line(reason)] for name, (state, reason) in outcome.tests.items()]
             parts += [f"## {outcome.what}", _table(["test", "state", "reason"], tests)]

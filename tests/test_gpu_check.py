@@ -26,7 +26,8 @@ ROOTS = (
 """The packages that gpu_check imports, by itself or through cera."""
 
 ROW = {"what": "time of ours / theirs", "median": 0.5, "ratios": [0.5], "goal": ">= 1", "reached": False}
-RESULT = f"open(out, 'w').write({json.dumps({'rows': [ROW]})!r})"
+DETAILS = {"failed": {"TRL": "out of memory"}}
+RESULT = f"open(out, 'w').write({json.dumps({'rows': [ROW], 'details': DETAILS})!r})"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def test_the_page_says_what_came_of_each(outcomes) -> None:
     assert "| what missing shows | missed |" in text
     assert r"ended with status 1: a \| b |" in text
     assert "| time of ours / theirs | 0.5 | >= 1 | no |" in text
+    assert "Not measured, as it failed: TRL: out of memory" in text
     assert "No GPU has run this" in page([], {"device": "cpu"})
     assert "No GPU has run this" not in page([], {"device": "cuda"})
 

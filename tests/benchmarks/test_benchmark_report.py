@@ -240,6 +240,7 @@ def test_a_note_on_no_benchmark_is_refused(tmp_path):
     notes.write_text("## layer\n\nx\n\n## layers\n\ny\n")
     with pytest.raises(BenchmarkError, match="no benchmark is named layers; headings can be layer, decoding"):
         report.sections(notes, NAMES)
+    assert report.sections(notes, [*NAMES, "layers"]) == {"layer": "x", "layers": "y"}
 
 
 def test_the_command_refuses_with_one_line(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import layer, logits, spectra, startup, tracking, training
+from benchmarks import layer, logits, peers, spectra, startup, tracking, training
 from benchmarks.__main__ import main
 from benchmarks.harness import Goal, RatioRow, Result, environment, interleaved, ratio_table, ratios, save, timed
 from benchmarks.operations import COMPILED
@@ -178,6 +178,36 @@ def test_contenders_train_and_are_measured_by_one_clock(tiny_llama, gsm8k):
     assert COMPILED in profiles["cera_compiled"]["operations"]
     for entries in profiles.values():
         assert 0 < sum(entries["operations"].values()) < 2 * entries["seconds"]  # of two threads
+
+
+@pytest.mark.slow
+def test_each_contender_is_compared_at_its_best_and_by_default(tiny_llama, gsm8k):
+    by_length = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 6}
+    grid = {
+        "cera": {"default": {}, "fp32": {"model.adapter_dtype": "float32"}},
+        "trainer": {"default": {}, "by length, bf16": {**by_length, "adapter_dtype": "bfloat16"}},
+        "trl": {
+            "default": {},
+            "by length": {**by_length, "adapter_dtype": "bfloat16", "gradient_checkpointing": False},
+        },
+        "authors": {"default": {}},
+    }
+    data = gsm8k / "train.jsonl"
+    result = peers.compare(grid, tiny_llama, data, steps=4, rounds=1, r=4, batch_size=2, max_length=256)
+    found, best = result.details["searched_tokens_per_second"], result.details["best"]
+    assert {name: set(rates) for name, rates in found.items()} == {name: set(grid[name]) for name in grid}
+    assert all(rates[best[name]] == max(rates.values()) for name, rates in found.items())
+    whats = [row.what for row in result.rows]
+    assert f"training, each at its best: tokens/s of CeRA / trainer: {best['trainer']}" in whats
+    assert "training, each by default: tokens/s of CeRA / trl" in whats
+    padding = result.details["padding_share"]
+    assert padding["authors: default"][0] > padding["trainer: default"][0]  # rows are padded to max_length
+
+
+def test_the_grid_of_the_peers_has_defaults_and_what_a_quick_run_searches() -> None:
+    assert all(settings["default"] == {} for settings in peers.GRID.values())
+    assert peers.QUICK.keys() == peers.GRID.keys()
+    assert all(set(names) <= peers.GRID[name].keys() for name, names in peers.QUICK.items())
 
 
 def test_imports_are_timed_by_package():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from torch._dynamo.utils import counters
 
 from cera import CeraConfig
 from cera.models.backbone import load_model
@@ -18,13 +19,12 @@ def test_tokens_of_cuda_graphs_are_those_of_plain_decoding(random_base, device) 
     model = get_peft_model(load_model(random_base, torch.float32), adapter).to(device).eval()
     prompt = torch.randint(3, 1000, (2, 16), generator=torch.Generator().manual_seed(0)).to(device)
     options = {"do_sample": False, "min_new_tokens": 24, "max_new_tokens": 24, "cache_implementation": "static"}
+    options |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "use_cache": True}
 
-    @torch.inference_mode()
-    def decode() -> torch.Tensor:
-        return model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), use_cache=True, **options)
-
-    plain = decode()
-    inner = model.get_base_model()
-    inner.forward = torch.compile(inner.forward, mode="reduce-overhead")
-    decode()  # records the graphs
-    assert torch.equal(decode(), plain)
+    with torch.inference_mode():
+        plain = model.generate(**options, disable_compile=True)
+        torch._dynamo.reset()
+        counters.clear()
+        model.generate(**options)  # transformers compiles it with mode="reduce-overhead", which records graphs
+        assert torch.equal(model.generate(**options), plain)
+    assert counters["frames"]["ok"] > 0

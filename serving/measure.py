@@ -1,11 +1,11 @@
 """Measure CeRA against LoRA in vLLM, in turns on one machine, and write results/serving/measured.json.
 
-    serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2            # a quiet machine, about 20 minutes
+    serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2            # about ten minutes of an idle machine
     serving/.venv/bin/python serving/measure.py DIRECTORY_OF_SMOLLM2 --quick --out /tmp/quick.json
 
 Each part has a process of its own: the products of one layer, an engine with adapters of r = 64 or 128, and a server.
-Parts that the file has already are left as they are. Adapters are random; cera is not needed. Times are in seconds,
-memory in bytes.
+Parts that the file has already are left as they are. Adapters are random; cera is not needed. Times are seconds of the
+processor, which other work on the machine changes little, on one thread; memory is in bytes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 PARTS = ("layer", "engine-64", "engine-128", "throughput", "server")
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of adapters in one batch."""
-ROWS, PROMPT, TOKENS = 64, 16, 32
+ROWS, PROMPT, TOKENS = 64, 16, 16
 """Batch of the throughput: rows, tokens of each prompt, and tokens generated for each."""
 ROUNDS = 3
 SETTINGS = {
@@ -109,18 +109,18 @@ def run_part(part: str, base: Path, rounds: int) -> dict[str, Any]:
 
 
 def in_turns(contenders: Mapping[str, Callable[[], Any]], rounds: int, least: float = 0.0) -> dict[str, list[float]]:
-    """Return the seconds of a call of each contender in each round, in which each runs ``least`` seconds or longer."""
+    """Return the processor's seconds of a call of each contender in each round, of ``least`` seconds or more."""
     for contender in contenders.values():
         contender()  # warm up
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         names = list(contenders)
         for name in names if number % 2 else reversed(names):
-            calls, begun = 0, time.perf_counter()
-            while not calls or time.perf_counter() - begun < least:
+            calls, begun = 0, time.process_time()
+            while not calls or time.process_time() - begun < least:
                 contenders[name]()
                 calls += 1
-            seconds[name].append((time.perf_counter() - begun) / calls)
+            seconds[name].append((time.process_time() - begun) / calls)
     return seconds
 
 

@@ -1,6 +1,6 @@
 """A bounded soak: loads, unloads, swaps in place and cancelled requests, with each answer compared.
 
-`CERA_SOAK_ROUNDS` sets its length.
+`CERA_SOAK_ROUNDS` sets its length, 18 or more: in the first third memory still grows, because caches fill.
 """
 
 import os

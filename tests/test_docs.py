@@ -10,6 +10,7 @@ import shlex
 import sys
 import types
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                     words.pop(0)
                 if words[:1] == ["cera"]:
-                    yield page.name, words[1:]
+                    own, *runs = (list(g) for is_separator, g in groupby(words[1:], "---".__eq__) if not is_separator)
+                    yield page.name, own
+                    yield from ((page.name, ["train", *run]) for run in runs)  # of `cera train-together`
                 if words[:2] == ["python", "train.py"]:
                     yield page.name, ["train", *words[2:]]
 

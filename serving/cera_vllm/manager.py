@@ -1,11 +1,12 @@
 """vLLM's manager of a worker's adapters, which also tells the wrappers what is between their products."""
 
-from typing import cast
+from typing import Any, cast
 
 from vllm.lora.layers import ClassificationHeadWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 
+from cera_vllm import seeds
 from cera_vllm.activations import CODES
 from cera_vllm.loading import CeraModel
 from cera_vllm.punica import LayerWrapper, MaskedWrapper, SegmentedWrapper
@@ -13,6 +14,10 @@ from cera_vllm.punica import LayerWrapper, MaskedWrapper, SegmentedWrapper
 
 class CeraModelManager(LRUCacheLoRAModelManager):
     """Manages CeRA and LoRA adapters alike; a LoRA is a CeRA with the identity."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        seeds.install()  # here, in a worker whose model runner is imported anyway
+        super().__init__(*args, **kwargs)
 
     def _create_lora_modules(self) -> None:
         super()._create_lora_modules()

@@ -47,12 +47,19 @@ def sandbox(tmp_path):
     sandbox.close()
 
 
+@pytest.fixture
+def patient(sandbox):
+    """The same, which waits longer for its process: the limit is to be its processor time, on a busy machine, too."""
+    sandbox.wall_seconds = 60.0
+    return sandbox
+
+
 @pytest.mark.parametrize("misbehaviour", ["loop", "c", "memory", "fill", "recursion"])
-def test_a_function_that_misbehaves_is_false_and_the_next_call_is_answered(sandbox, misbehaviour):
+def test_a_function_that_misbehaves_is_false_and_the_next_call_is_answered(patient, misbehaviour):
     for _ in range(2):
-        assert not sandbox.check(misbehaviour, "")
-        assert sandbox.check("é\n\u2028", "é\n\u2028")
-        assert not sandbox.check("1", "2")
+        assert not patient.check(misbehaviour, "")
+        assert patient.check("é\n\u2028", "é\n\u2028")
+        assert not patient.check("1", "2")
 
 
 @pytest.mark.parametrize(("misbehaviour", "end"), [("crash", "by SIGSEGV"), ("abort", "by SIGABRT"), ("exit", "with")])

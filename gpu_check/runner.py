@@ -155,11 +155,12 @@ def summarize(tests: dict[str, tuple[State, str]]) -> tuple[State, str]:
     """Return the state of a file of tests, and its reason: it has failed if a test has, and passed if any has."""
     if not tests:
         return "failed", "it has no test"
-    for state in ("failed", "not possible"):
+    states: tuple[State, ...] = ("failed", "not possible")
+    for state in states:
         of_state = {name: reason for name, (own, reason) in tests.items() if own == state}
         if of_state and (state == "failed" or len(of_state) == len(tests)):
             first = next(iter(of_state.values())).splitlines()[:1]
-            return state, f"{len(of_state)} of {len(tests)} tests: {''.join(first)}"  # type: ignore[return-value]
+            return state, f"{len(of_state)} of {len(tests)} tests: {''.join(first)}"
     return "passed", ""
 
 

@@ -31,7 +31,9 @@ BACKENDS = ("transformers", "vllm")
 
 def main() -> None:
     """Evaluate, compare and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("base", help="the base model")
     parser.add_argument("adapter", help="a run directory, or an adapter's")
     parser.add_argument("--python", required=True, help="Python of the environment that has cera-vllm")

@@ -102,7 +102,9 @@ def measure(data: str, rows: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--data", required=True, help="GSM8K's train.jsonl")
     parser.add_argument("--rows", type=int, default=1000, help="rows to read (default: %(default)s)")
     options = parser.parse_args()

@@ -25,7 +25,7 @@ from cera.studies.claims import read_claims
 from cera.studies.claims_page import Tested, examine
 from cera.studies.correlation import Over, correlation
 from cera.studies.correlation_figure import correlation_figure
-from cera.studies.estimates import Estimate, method_difference, method_mean
+from cera.studies.estimates import Estimate, from_seeds, method_difference, method_mean
 from cera.studies.factorial import Effect, effects, path
 from cera.studies.lr_robustness_figure import save_figure
 from cera.studies.profile_figure import profile_figure
@@ -145,7 +145,7 @@ class Summaries:
         for method, words in methods.items():
             lost = loss_over_rates(summary, method)
             means = [student([measure(seed) for seed in lost.seeds]) for measure in (lost.above_best, lost.share_good)]
-            cells = [_written(mean and Estimate(mean.mean, mean.low, mean.high, None, mean.seeds)) for mean in means]
+            cells = [_written(from_seeds(mean)) for mean in means]
             span = f"{len(lost.rates)} from {lost.rates[0]:g} to {lost.rates[-1]:g}"
             rows.append((words, span, str(len(lost.seeds)), *cells, str(lost.diverged)))
         headers = ("method", "rates", "n", "nats lost over them", "share of good rates", "runs that diverged")

@@ -44,7 +44,9 @@ START = 600
 
 def main() -> None:
     """Train the adapters, serve them, and print what each answers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--python", type=Path, required=True, help="Python of the environment that has cera-vllm")
     parser.add_argument(
         "--steps", type=int, default=60, help="most training steps of an adapter (default: %(default)s)"

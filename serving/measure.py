@@ -44,7 +44,9 @@ MEASURED = Path(__file__).parents[1] / "results" / "serving" / "measured.json"
 
 def main() -> None:
     """Run all parts, or some of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("base", type=Path, help="directory of the base model")
     parser.add_argument("--quick", action="store_true", help="two rounds")
     parser.add_argument("--out", type=Path, default=MEASURED)

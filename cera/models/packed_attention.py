@@ -17,7 +17,8 @@ def keep_documents_apart(model: nn.Module) -> None:
 
     Models with other kernels are left as they are. What generates with a cache is not packed, and not changed.
     """
-    if "flash" in (model.config.get_text_config()._attn_implementation or ""):  # type: ignore[union-attr,operator]
+    config: Any = model.config
+    if "flash" in (config.get_text_config()._attn_implementation or ""):
         model.register_forward_pre_hook(add_document_bounds, with_kwargs=True)
 
 

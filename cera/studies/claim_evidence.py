@@ -13,7 +13,7 @@ from scipy import stats
 from cera.foreign_files import FileError, read_json_object
 from cera.studies.claims import ClaimTest
 from cera.studies.correlation import Over, correlation
-from cera.studies.estimates import Estimate, weighted_sum
+from cera.studies.estimates import Estimate, from_seeds, weighted_sum
 from cera.studies.rate_robustness import loss_over_rates
 from cera.studies.selection import LEVEL, Results, combination, finite, student
 from cera.studies.state import ENDED
@@ -123,15 +123,16 @@ def _robustness(test: ClaimTest, summary: Summary) -> Evidence:
     rates = next(iter(grids))
     if len(grids) != 1 or len(rates) < 3:
         return Evidence(None, "seeds", "", (*notes, "the methods do not have the same three rates or more"))
-    found = combination(
-        [
-            ({seed: lost[method].above_best(seed) for seed in lost[method].seeds}, weight)
-            for method, weight in test.weights.items()
-        ]
+    estimate = from_seeds(
+        combination(
+            [
+                ({seed: lost[method].above_best(seed) for seed in lost[method].seeds}, weight)
+                for method, weight in test.weights.items()
+            ]
+        )
     )
-    if found is None:
+    if estimate is None:
         return Evidence(None, "seeds", "", (*notes, "no seed has a result at all rates of all methods"))
-    estimate = Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
     return Evidence(estimate, "seeds", "Student", (*notes, f"{len(rates)} rates from {rates[0]:g} to {rates[-1]:g}"))
 
 
@@ -160,6 +161,5 @@ def benchmark_evidence(test: ClaimTest, path: Path) -> Evidence:
     rows = [row for row in content.get("rows", []) if isinstance(row, dict) and row.get("what") == test.detail]
     if len(rows) != 1:
         raise FileError(f"{path} must have one row {test.detail!r}, and has {len(rows)}.")
-    found = student([math.log(ratio) for ratio in rows[0]["ratios"]])
-    estimate = None if found is None else Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
+    estimate = from_seeds(student([math.log(ratio) for ratio in rows[0]["ratios"]]))
     return Evidence(_less(estimate, test.against), "repetitions", "Student", ("on one machine",))

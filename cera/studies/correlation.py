@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 from scipy import stats
 
-from cera.studies.estimates import Estimate
+from cera.studies.estimates import Estimate, from_seeds
 from cera.studies.selection import LEVEL, student
 from cera.studies.summary import RunSummary, Summary
 from cera.studies.two_way_bootstrap import RESAMPLES
@@ -74,8 +74,7 @@ def correlation(
     if over == "runs":
         return _bootstrapped([each.runs for each in methods if len(each.runs)])
     varied = [each.runs for each in methods if len(each.runs) >= FEWEST and np.ptp(each.runs, axis=0).min() > 0]
-    mean = student([float(_spearman(runs[None])[0]) for runs in varied])
-    return None if mean is None else Estimate(mean.mean, mean.low, mean.high, mean.p_value, mean.seeds)
+    return from_seeds(student([float(_spearman(runs[None])[0]) for runs in varied]))
 
 
 def method_points(summaries: Sequence[Summary], metrics: tuple[str, str], pattern: str = "*") -> Iterator[MethodPoints]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cera.evaluation.statistics import randomization_test
-from cera.studies.selection import Results, combination, finite, t_interval
+from cera.studies.selection import Results, SeedDifference, combination, finite, t_interval
 from cera.studies.summary import Summary
 from cera.studies.two_way_bootstrap import two_way_bootstrap
 
@@ -38,6 +38,11 @@ class Estimate:
     p_value: float | None
     seeds: int
     problems: int | None = None
+
+
+def from_seeds(found: SeedDifference | None) -> Estimate | None:
+    """Return a mean over independent values, with Student's interval, as an estimate."""
+    return None if found is None else Estimate(found.mean, found.low, found.high, found.p_value, found.seeds)
 
 
 def method_mean(summary: Summary, method: str, label: str | None, metric: str) -> Estimate | None:
@@ -113,7 +118,7 @@ def weighted_sum(
             # where few problems differ, a bootstrap alone calls chance significant
             p_value = max(found.p_value or 0.0, randomization_test(sums.mean(axis=0)))
             return Estimate(paired.mean, found.low, found.high, p_value, *sums.shape)
-    return Estimate(paired.mean, paired.low, paired.high, paired.p_value, paired.seeds)
+    return from_seeds(paired)
 
 
 def _results(summary: Summary, method: str, label: str | None, metric: str) -> Results:

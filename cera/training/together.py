@@ -289,7 +289,7 @@ class Together:
         try:
             with self._counted():
                 self._backward(group, losses, numbers)
-        except Exception as error:
+        except Exception as error:  # as above
             reply = error
         del losses, replies
         return [*others, *(lane for lane in backward if self._resume(lane, reply))]

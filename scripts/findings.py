@@ -30,6 +30,7 @@ from cera.studies.factorial import Effect, effects, path
 from cera.studies.lr_robustness_figure import save_figure
 from cera.studies.profile_figure import profile_figure
 from cera.studies.rate_robustness import loss_over_rates
+from cera.studies.repetition import largest_difference, repeated_means
 from cera.studies.report_figure import figure
 from cera.studies.report_tables import markdown_table
 from cera.studies.selection import student
@@ -43,7 +44,7 @@ PAGES = (REPOSITORY / "docs" / "findings.md", REPOSITORY / "docs" / "choosing.md
 CALLS = (
     "mean", "difference", "value", "rate", "seeds", "runs",
     "methods", "effects", "path", "robustness", "correlations", "correlation_figure", "figure", "profile",
-    "verdict", "verdicts",
+    "repetitions", "verdict", "verdicts",
 )  # fmt: skip
 """What the template may call: methods of ``Summaries``."""
 
@@ -191,6 +192,27 @@ class Summaries:
         file = f"findings_{metrics[0]}_{metrics[1]}.png"
         save_figure(drawn, self.pictures / file)
         return f"![{words}](pictures/{file})"
+
+    def repetitions(self, studies: Sequence[str], metric: str) -> str:
+        """Return a table of studies that were run twice from scratch, a row each; see ``repeated_means``.
+
+        Args:
+            studies: Names of the studies; each has its repetition in ``repeated/STUDY``.
+            metric: A metric of single runs, which are compared by it.
+        """
+        rows = []
+        for study in studies:
+            reported, repeated = self.summary(study), _read(self.results / "repeated" / study / SUMMARY)
+            means = repeated_means(reported, repeated)
+            methods = {mean.method: mean.same_rate for mean in means}
+            cells = (
+                f"{sum(methods.values())} of {len(methods)}",
+                f"{sum(mean.inside for mean in means)} of {len(means)}",
+                f"{largest_difference(reported, repeated, metric):.1g}",
+            )
+            rows.append((f"`{study}`", str(sum(run.state == "finished" for run in repeated.runs)), *cells))
+        headers = ("study", "runs", "same best rates", "means inside", f"largest change of a run's `{metric}`")
+        return markdown_table(headers, rows, ["---", *["---:"] * 4])
 
     def figure(
         self, study: str, words: str, x: str | None = None, metric: str | None = None, methods: Sequence[str] = ()

@@ -1,4 +1,5 @@
-"""Writes docs/findings.md, docs/choosing.md and their figures from committed summaries alone: the same bytes each time.
+"""Writes all that is made from committed summaries, the same bytes each time: the report of each study in results/,
+docs/claims.md, docs/findings.md, docs/choosing.md and their figures.
 
     python scripts/findings.py
 
@@ -10,6 +11,8 @@ number is typed.
 import argparse
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -22,7 +25,7 @@ from jinja2 import Environment, StrictUndefined
 from cera.runs.files import replacing
 from cera.studies.axes import StudyError
 from cera.studies.claims import read_claims
-from cera.studies.claims_page import Tested, examine
+from cera.studies.claims_page import Tested, claims_page, examine
 from cera.studies.correlation import Over, correlation
 from cera.studies.correlation_figure import correlation_figure
 from cera.studies.estimates import Estimate, from_seeds, method_difference, method_mean
@@ -31,6 +34,7 @@ from cera.studies.lr_robustness_figure import save_figure
 from cera.studies.profile_figure import profile_figure
 from cera.studies.rate_robustness import loss_over_rates
 from cera.studies.repetition import largest_difference, repeated_means
+from cera.studies.report import write_report
 from cera.studies.report_figure import figure
 from cera.studies.report_tables import markdown_table
 from cera.studies.selection import student
@@ -40,6 +44,9 @@ from cera.studies.verdicts import together
 REPOSITORY = Path(__file__).parent.parent
 PAGES = (REPOSITORY / "docs" / "findings.md", REPOSITORY / "docs" / "choosing.md")
 """The pages; the template of each is beside it."""
+
+COMMITTED = ("report.md", "report.png")
+"""The files of a study's report that are committed; the others are made from its summary when they are wanted."""
 
 CALLS = (
     "mean", "difference", "value", "rate", "seeds", "runs",
@@ -326,6 +333,15 @@ def render(template: str, summaries: Summaries) -> str:
     return environment.from_string(template).render({name: getattr(summaries, name) for name in CALLS})
 
 
+def write_committed_report(summary: Path, folder: Path) -> Path:
+    """Write the two committed files of a study's report, its tables and its figure, and return the tables' path."""
+    with tempfile.TemporaryDirectory() as whole:
+        for file in write_report(Summary.read(summary), Path(whole)):
+            if file.name in COMMITTED:
+                shutil.copyfile(file, folder / file.name)
+    return folder / COMMITTED[0]
+
+
 def template(page: Path) -> str:
     """Return the template of a page."""
     return page.with_name(f"{page.name}.j2").read_text(encoding="utf-8")
@@ -338,14 +354,18 @@ def repository(root: Path = REPOSITORY, pictures: Path | None = None) -> Summari
 
 
 def main() -> None:
-    """Write the pages and their figures."""
+    """Write the reports, the pages and their figures."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     ).parse_args()
-    for page in PAGES:
-        written = render(template(page), repository())
+    known = repository()
+    for summary in sorted(known.results.glob(f"*/{SUMMARY}")):
+        print(write_committed_report(summary, summary.parent))
+    texts = {REPOSITORY / "docs" / "claims.md": claims_page(read_claims(known.claims), known.results, known.benchmarks)}
+    texts |= {page: render(template(page), known) for page in PAGES}
+    for page, text in texts.items():
         with replacing(page) as file:
-            file.write_text(written, encoding="utf-8", newline="\n")
+            file.write_text(text, encoding="utf-8", newline="\n")
         print(page)
 
 

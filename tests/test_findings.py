@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 from cera.studies.axes import StudyError
-from scripts.findings import PAGES, render, repository, template
+from scripts.findings import COMMITTED, PAGES, render, repository, template, write_committed_report
 
 
 def test_the_committed_pages_and_figures_are_what_the_script_makes(tmp_path) -> None:
@@ -17,6 +17,16 @@ def test_the_committed_pages_and_figures_are_what_the_script_makes(tmp_path) -> 
     assert drawn
     for picture in drawn:
         assert picture.read_bytes() == (REPOSITORY / "docs" / "pictures" / picture.name).read_bytes(), picture.name
+
+
+def test_the_committed_reports_are_what_the_script_makes(tmp_path) -> None:
+    for summary in sorted((REPOSITORY / "results").glob("*/summary.json")):
+        write_committed_report(summary, tmp_path)
+        for name in COMMITTED:
+            committed = summary.parent / name
+            assert (tmp_path / name).read_bytes() == committed.read_bytes(), (
+                f"run `python scripts/findings.py`: {committed}"
+            )
 
 
 def test_a_number_is_that_of_its_summary(tmp_path) -> None:

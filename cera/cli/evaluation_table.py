@@ -20,8 +20,10 @@ def evaluation_table(report: dict[str, Any]) -> str:
         lines = [[name, part["value"], f"{part['low']:.3f} to {part['high']:.3f}"] for name, part in summary.items()]
         parts.append(table(lines, ["", "mean", "95% interval"], floatfmt=".3f"))
     extracted = ", ".join(f"{rule} {count}" for rule, count in sorted(report["extracted"].items()))
+    complete = f"; accuracy of the others: {report['complete_accuracy']:.2%}" if "complete_accuracy" in report else ""
     parts.append(
-        f"answers by: {extracted}; cut off at max_new_tokens: {report['cut_off']:.1%} of {report['samples']} samples"
+        f"answers by: {extracted}; cut off at max_new_tokens: {report['cut_off']:.1%}, ending in a loop: "
+        f"{report['loops']:.1%} of {report['samples']} samples{complete}"
     )
     return "\n\n".join(parts)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cera.evaluation.degenerate import degenerate_shares
 from cera.evaluation.pass_at_k import pass_at_k
 from cera.evaluation.records import Record
 from cera.evaluation.statistics import mean_interval
@@ -25,18 +26,18 @@ def build_report(records: Sequence[Record], task: Task, pass_at: Sequence[int]) 
 
     Returns:
         The numbers of ``problems`` and ``samples``; ``metrics`` with their 95% intervals, over all problems and in each
-        of the ``groups``; how often each rule ``extracted`` the answer; the share of samples ``cut_off`` at the longest
-        length; the ``tokens`` and ``seconds`` that were spent; and the ``summary`` of a task that has one.
+        of the ``groups``; how often each rule ``extracted`` the answer; the shares of degenerate samples and the
+        accuracy of the others (``degenerate_shares``); the ``tokens`` and ``seconds`` that were spent; and the
+        ``summary`` of a task that has one.
     """
     groups: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         for name, value in record["groups"].items():
             groups.setdefault(name, {}).setdefault(value, []).append(record)
     metrics = _metric_names(records, pass_at)
-    samples = sum(len(record["samples"]) for record in records)
-    report = {
+    report: dict[str, Any] = {
         "problems": len(records),
-        "samples": samples,
+        "samples": sum(len(record["samples"]) for record in records),
         "metrics": _metrics(records, metrics),
         "groups": {
             name: {
@@ -46,7 +47,7 @@ def build_report(records: Sequence[Record], task: Task, pass_at: Sequence[int]) 
             for name, values in sorted(groups.items())
         },
         "extracted": dict(Counter(rule or "none" for record in records for rule in record["how"])),
-        "cut_off": sum(not finished for record in records for finished in record["finished"]) / samples,
+        **degenerate_shares(records),
         "tokens": sum(sum(record["tokens"]) for record in records),
         "seconds": sum(record["seconds"] for record in records),
     }

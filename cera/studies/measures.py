@@ -10,12 +10,13 @@ A measure of your own is a subclass of ``Measure``, which a study's file names b
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from cera.evaluation.records import read
+from cera.evaluation.degenerate import degenerate_shares
+from cera.evaluation.records import Record, read
 from cera.foreign_files import read_json_object
 from cera.runs.checkpoints import newest_checkpoint
 from cera.runs.finished import FinishedRun, RunError
@@ -142,7 +143,7 @@ class TaskAccuracy(Measure):
         ]
 
     def values(self, run: FinishedRun) -> dict[str, float]:
-        """Return each metric, and each of the task's own, as ``NAME_METRIC``."""
+        """Return each metric, each of the task's own, and shares of degenerate samples, as ``NAME_METRIC``."""
         file = run.path / "eval" / self.name / "eval.json"
         if not file.exists():
             return {}
@@ -152,13 +153,20 @@ class TaskAccuracy(Measure):
             if not isinstance(group, dict) or not all(isinstance(metric, dict) for metric in group.values()):
                 raise RunError(f"{file} has no metrics: it is no report of an evaluation.")
             values |= {f"{self.name}_{name}": number(file, metric, "value") for name, metric in group.items()}
-        return values
+        records = self._records(run, ("key", "samples", "correct", "finished"))
+        shares = {} if records is None else degenerate_shares(records)
+        return values | {f"{self.name}_{name}": share for name, share in shares.items()}
 
     def problems(self, run: FinishedRun) -> dict[str, ProblemScores]:
         """Return how each problem was solved."""
-        file = run.path / "eval" / self.name / "records.jsonl"
-        scores = ProblemScores.of_records(read(file, ("key", "correct"))) if file.exists() else None
+        records = self._records(run, ("key", "correct"))
+        scores = None if records is None else ProblemScores.of_records(records)
         return {} if scores is None else {self.name: scores}
+
+    def _records(self, run: FinishedRun, required: Sequence[str]) -> list[Record] | None:
+        """Return the records with the ``required`` fields; ``None`` if they are gone, as from a run that was copied."""
+        file = run.path / "eval" / self.name / "records.jsonl"
+        return read(file, required) if file.exists() else None
 
 
 BUILT_IN: dict[str, type[Measure]] = {

@@ -149,7 +149,8 @@ def test_accuracy_of_several_samples_from_the_command_to_the_summary(runs, tmp_p
     )
     measure = TaskAccuracy(str(file), "digits")
     values = measured(measure, runs / "cera")
-    assert values.keys() == {"digits_pass@1", "digits_pass@2", "digits_asked"}
+    assert values.keys() == {"digits_pass@1", "digits_pass@2", "digits_asked", "digits_cut_off", "digits_loops"}
+    assert values["digits_cut_off"] == 1  # so that there is no accuracy of complete answers
     assert 0 < values["digits_pass@1"] < values["digits_pass@2"] < 1  # the samples are seeded
     run = FinishedRun.read(runs / "cera")
     scores = measure.problems(run)["digits"]

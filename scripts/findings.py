@@ -24,6 +24,7 @@ from jinja2 import Environment, StrictUndefined
 
 from cera.runs.files import replacing
 from cera.studies.axes import StudyError
+from cera.studies.claim_evidence import log_ratio
 from cera.studies.claims import read_claims
 from cera.studies.claims_page import Tested, claims_page, examine
 from cera.studies.correlation import Over, correlation
@@ -49,7 +50,7 @@ COMMITTED = ("report.md", "report.png")
 """The files of a study's report that are committed; the others are made from its summary when they are wanted."""
 
 CALLS = (
-    "mean", "difference", "value", "rate", "seeds", "runs",
+    "mean", "difference", "value", "ratio", "rate", "seeds", "runs",
     "methods", "effects", "path", "robustness", "correlations", "correlation_figure", "figure", "profile",
     "repetitions", "verdict", "verdicts",
 )  # fmt: skip
@@ -91,6 +92,14 @@ class Summaries:
         """Return what was measured of one run."""
         (found,) = (each for each in self.summary(study).runs if each.name == run)
         return f"{found.values[metric]:.4g}"
+
+    def ratio(self, benchmark: str, what: str) -> str:
+        """Return the geometric mean of a benchmark's ratios with its 95% interval and the repetitions."""
+        estimate = log_ratio(self.benchmarks / f"{benchmark}.json", what)
+        if estimate is None or estimate.low is None or estimate.high is None:
+            raise StudyError(f"{benchmark} has no interval of {what}: it has fewer than two repetitions.")
+        mean, low, high = (math.exp(each) for each in (estimate.mean, estimate.low, estimate.high))
+        return _written(replace(estimate, mean=mean, low=low, high=high), with_seeds=True)
 
     def rate(self, study: str, method: str) -> str:
         """Return a method's best rate."""

@@ -4,6 +4,7 @@ Each method is taken at its own best rate, as the study selects it. Sums are pai
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +14,7 @@ from scipy import stats
 from cera.foreign_files import FileError, read_json_object
 from cera.studies.claims import ClaimTest
 from cera.studies.correlation import Over, correlation
-from cera.studies.estimates import Estimate, from_seeds, weighted_sum
+from cera.studies.estimates import Estimate, from_seeds, method_mean, weighted_sum
 from cera.studies.rate_robustness import loss_over_rates
 from cera.studies.selection import LEVEL, Results, combination, finite, student
 from cera.studies.state import ENDED
@@ -39,12 +40,14 @@ class Evidence:
         unit: What it is a sample of: seeds, methods or repetitions.
         method: How the interval is made.
         notes: At which rates, and what a reader must know, each a few words.
+        says_nothing: Why the number decides nothing, such as that no method can do the task; empty if it may.
     """
 
     estimate: Estimate | None
     unit: str
     method: str
     notes: tuple[str, ...] = ()
+    says_nothing: str = ""
 
 
 def not_run(test: ClaimTest, summary: Summary) -> list[str]:
@@ -70,7 +73,17 @@ def evidence(test: ClaimTest, summary: Summary) -> Evidence:
     if estimate is None:
         notes.append(f"no seed has {test.metrics[0]} of all methods")
     over_problems = estimate is not None and estimate.problems is not None
-    return Evidence(estimate, "seeds", "bootstrap of seeds and problems" if over_problems else "Student", tuple(notes))
+    how = "bootstrap of seeds and problems" if over_problems else "Student"
+    return Evidence(estimate, "seeds", how, tuple(notes), _at_floor(test, summary, terms))
+
+
+def _at_floor(test: ClaimTest, summary: Summary, terms: Sequence[tuple[str, str | None, float]]) -> str:
+    """Return that no method is above the floor of a test, or nothing if one is."""
+    means = [method_mean(summary, method, label, test.metrics[0]) for method, label, _ in terms]
+    known = [mean.mean for mean in means if mean is not None]
+    if test.floor is None or not known or max(known) > test.floor:
+        return ""
+    return f"no method is above the floor of {test.floor:g}, the best has {max(known):.3g}"
 
 
 def _less(estimate: Estimate | None, number: float) -> Estimate | None:
@@ -152,14 +165,19 @@ def _correlation(test: ClaimTest, summary: Summary) -> Evidence:
 
 
 def benchmark_evidence(test: ClaimTest, path: Path) -> Evidence:
-    """Return the mean logarithm of a benchmark's ratios, less what it is measured against.
+    """Return the mean logarithm of a benchmark's ratios, less what it is measured against; see ``log_ratio``."""
+    estimate = log_ratio(path, str(test.detail))
+    return Evidence(_less(estimate, test.against), "repetitions", "Student", ("on one machine",))
+
+
+def log_ratio(path: Path, what: str) -> Estimate | None:
+    """Return the mean logarithm of the ratios in one row of a benchmark's results, with its interval.
 
     Raises:
         FileError: The file has no such row.
     """
     content = read_json_object(path)
-    rows = [row for row in content.get("rows", []) if isinstance(row, dict) and row.get("what") == test.detail]
+    rows = [row for row in content.get("rows", []) if isinstance(row, dict) and row.get("what") == what]
     if len(rows) != 1:
-        raise FileError(f"{path} must have one row {test.detail!r}, and has {len(rows)}.")
-    estimate = from_seeds(student([math.log(ratio) for ratio in rows[0]["ratios"]]))
-    return Evidence(_less(estimate, test.against), "repetitions", "Student", ("on one machine",))
+        raise FileError(f"{path} must have one row {what!r}, and has {len(rows)}.")
+    return from_seeds(student([math.log(ratio) for ratio in rows[0]["ratios"]]))

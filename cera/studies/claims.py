@@ -29,7 +29,7 @@ Kind = Literal["contrast", "slopes", "robustness", "correlation", "benchmark"]
 Side = Literal["above", "below", "within"]
 """Where a claim has its number: above zero, below it, or within the margin around it."""
 
-TEST_FIELDS = {"study", "says", *get_args(Kind), "metric", "of", "log", "is", "against", "margin", "size"}
+TEST_FIELDS = {"study", "says", *get_args(Kind), "metric", "of", "log", "is", "against", "margin", "size", "floor"}
 TEXTS = ("id", "section", "claim", "changed", "at_scale")
 METRICS = {"contrast": 1, "slopes": 1, "robustness": 0, "correlation": 2, "benchmark": 0}
 """Number of metrics that a test of each kind names."""
@@ -56,6 +56,8 @@ class ClaimTest:
         margin: The smallest difference that matters, > 0.
         size: The size that the claim names, > 0; ``None`` if it names none.
         detail: Within or across methods, or which row of the benchmark.
+        floor: The mean of the metric that one of a contrast's methods must exceed for it to say anything; ``None`` if
+            any does. Where no method can do a task, all are alike.
     """
 
     study: str
@@ -69,6 +71,7 @@ class ClaimTest:
     margin: float
     size: float | None = None
     detail: str = ""
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,12 @@ def _test(where: str, content: Any) -> ClaimTest:
     log = kind in ("slopes", "benchmark") or fields.get("log") is True
     if against and not log:
         raise ClaimError(f"{where}: against is for logarithms (log: true), slopes and benchmarks, got {against}.")
+    floor = _number(where, fields, "floor") if "floor" in fields else None
+    if floor is not None and kind != "contrast":
+        raise ClaimError(f"{where}: floor is for a contrast, and this is a test of {kind}.")
     weights, detail = _weights(where, kind, fields)
     return ClaimTest(
-        fields["study"], fields["says"], kind, weights, metrics, log, fields["is"], against, margin, size, detail
+        fields["study"], fields["says"], kind, weights, metrics, log, fields["is"], against, margin, size, detail, floor
     )
 
 

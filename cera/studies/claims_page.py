@@ -59,6 +59,8 @@ RULES = """## The rules
 - All else is undecided, with the number of seeds that would decide it with power 0.8, by the spread that was observed,
   if the true difference were the margin. Of a claim of equality, or one against another number than zero ("below
   0.25"), it is that for a true difference of zero.
+- A test of accuracies, or of right steps, is undecided where no method is above the floor that it names: methods that
+  cannot do a task are all alike. (The floors were added when `tunnel_table2` had shown one, and before `table1`.)
 - A claim holds if all its tests hold, and does not hold if one does not.
 - A slope is that of the metric's logarithm over the logarithm of the rank, by least squares for each seed. Robustness
   is the validation's loss above the best, averaged over the logarithm of the rate; a run that diverged counts as the
@@ -98,7 +100,8 @@ def examine(claims: Sequence[Claim], results: Path, benchmarks: Path) -> dict[st
     """
     tests = [test for claim in claims for test in claim.tests]
     found = [_find(test, results, benchmarks) for test in tests]
-    adjusted = adjust(tests, [None if known is None else known.estimate for known, _ in found])
+    estimates = [None if known is None or known.says_nothing else known.estimate for known, _ in found]
+    adjusted = adjust(tests, estimates)
     tested = iter(
         Tested(test, known, _decision(test, known, p_value), missing)
         for test, (known, missing), p_value in zip(tests, found, adjusted, strict=True)
@@ -119,6 +122,8 @@ def _find(test: ClaimTest, results: Path, benchmarks: Path) -> tuple[Evidence | 
 def _decision(test: ClaimTest, known: Evidence | None, adjusted: float | None) -> Decision:
     if known is None:
         return Decision("not tested here yet", "")
+    if known.says_nothing:
+        return Decision("undecided", known.says_nothing)
     return decide(test, known.estimate, adjusted, known.unit)
 
 
@@ -170,7 +175,8 @@ def _row(found: Tested) -> tuple[str, str, str, str]:
     number = number or {"robustness": "loss lost over the rates"}.get(test.kind, "log ratio")
     what = f"{_line(test.says)}: {number}, {_terms(test)}{_convention(test)}; `{test.study}`, {SCALES[_scale(test)][1]}"
     claimed = {"above": "> 0", "below": "< 0", "within": "= 0"}[test.side]
-    claimed += f", margin {test.margin:g}" + ("" if test.size is None else f", size {test.size:g}")
+    numbers = {"margin": test.margin, "size": test.size, "floor": test.floor}
+    claimed += "".join(f", {name} {number:g}" for name, number in numbers.items() if number is not None)
     if found.evidence is None:
         return what, claimed, f"`{found.missing}`", found.decision.verdict
     verdict, decision = found.decision.verdict, found.decision

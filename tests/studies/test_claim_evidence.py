@@ -44,6 +44,19 @@ def test_rates_at_the_edge_and_incomplete_ones_are_said() -> None:
     assert evidence(difference_test(gone=1.0), summary).notes == ("gone: the study has no such method",)
 
 
+def test_where_no_method_is_above_the_floor_nothing_is_said() -> None:
+    """As of answers that no method gets right; one method above the floor is enough."""
+    summary = normal({"lora": 0.0, "cera": -0.05}, 0.001, 3)
+    test = replace(difference_test(), log=False)
+    means = {method: evidence(replace(test, weights={method: 1.0}), summary).estimate for method in ("lora", "cera")}
+    lora, cera = (estimate.mean for estimate in means.values() if estimate is not None)
+    assert cera < lora
+    assert evidence(replace(test, floor=(lora + cera) / 2), summary).says_nothing == ""
+    known = evidence(replace(test, floor=lora + 0.01), summary)
+    assert known.says_nothing == f"no method is above the floor of {lora + 0.01:g}, the best has {lora:.3g}"
+    assert known.estimate is not None
+
+
 def test_slopes_are_the_exponents_of_power_laws(tmp_path) -> None:
     text = "slopes: [{c1: 1, c4: 4, c16: 16}, {l1: 1, l4: 4, l16: 16}], metric: effective_rank, is: above, margin: 0.1"
     file = tmp_path / "claims.yaml"

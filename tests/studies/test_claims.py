@@ -48,6 +48,19 @@ def test_the_page_is_the_same_bytes_each_time(results) -> None:
     assert row.endswith("| does not hold | not tested here yet |")
 
 
+def test_a_test_whose_methods_are_at_the_floor_is_undecided(results) -> None:
+    """It is so whatever the other rules would say, and is no part of Holm's family."""
+    (claim,) = (claim for claim in read_claims(CLAIMS) if claim.id == "cera-r64-below-lora-r512")
+    test = next(test for test in claim.tests if test.study == "tunnel_fig1")
+    high, low = (replace(claim, tests=(replace(test, floor=floor),)) for floor in (100.0, 0.1))
+    (above,), (at_floor,) = (examine([each], results, results)[claim.id] for each in (low, high))
+    assert above.decision.verdict == "holds"
+    assert at_floor.decision.verdict == "undecided"
+    assert at_floor.decision.adjusted is None
+    assert at_floor.decision.why.startswith("no method is above the floor of 100, the best has")
+    assert ", floor 100 |" in claims_page([high], results, results)
+
+
 @pytest.mark.parametrize("state", ["not begun", "running", "stopped", "failed"])
 def test_a_part_of_a_study_tests_what_it_has(results, state) -> None:
     """Of the three methods of the summary two make up lora-plateau, and the third is in no state to be compared."""
@@ -107,6 +120,7 @@ def test_a_file_that_is_no_summary_is_an_error(results) -> None:
         ({"metric": ["a", "b"]}, "claim a, test 1: metric must name 1 of what was measured"),
         ({"robustness": {"x": 1}}, "claim a, test 1 needs one of contrast, .*, got contrast, robustness"),
         ({"against": 1}, "against is for logarithms .*, got 1.0"),
+        ({"floor": "low"}, "claim a, test 1: floor must be a number, got 'low'"),
         ({"contrast": {"x": "y"}}, "claim a, test 1, contrast: x must be a number, got 'y'"),
         ({"other": 1}, "other"),
     ],

@@ -78,9 +78,9 @@ class Summaries:
         return _read(self.results / study / SUMMARY)
 
     def mean(self, study: str, method: str, metric: str) -> str:
-        """Return a method's mean at its best rate, with its 95% interval."""
+        """Return a method's mean at its best rate, with its 95% interval and the seeds."""
         summary = self.summary(study)
-        return _written(method_mean(summary, method, self._label(summary, method), metric))
+        return _written(method_mean(summary, method, self._label(summary, method), metric), with_seeds=True)
 
     def difference(self, study: str, method: str, reference: str, metric: str) -> str:
         """Return a method's value less that of the reference, paired by seed, with its 95% interval and the seeds."""

@@ -31,7 +31,7 @@ def test_the_committed_reports_are_what_the_script_makes(tmp_path) -> None:
 
 def test_a_number_is_that_of_its_summary(tmp_path) -> None:
     calls = '{{ mean("tunnel_sanity", "full", "held_out_perplexity") }} {{ rate("tunnel_sanity", "full") }}'
-    assert render(calls, repository(pictures=tmp_path)) == "1.5290 [1.5251, 1.5328] 0.002"
+    assert render(calls, repository(pictures=tmp_path)) == "1.5290 [1.5251, 1.5328] (n=3) 0.002"
 
 
 def test_a_difference_has_two_digits_of_its_interval_and_its_seeds(tmp_path) -> None:

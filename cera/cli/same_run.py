@@ -183,6 +183,7 @@ RULES = (
         "a fit does not use them",
     ),
     SettingRule(("ckpt_path", "weights_only"), Kind.FREE, "they choose the checkpoint"),
+    SettingRule(("reuse",), Kind.FREE, "a run that goes on copies no other"),
     SettingRule(("name", "runs", "trainer.default_root_dir"), Kind.DESIGN, "they choose the run"),
     SettingRule(tuple(f"trainer.{name}" for name in REFUSALS), Kind.DESIGN, "only Lightning's default is supported"),
 )

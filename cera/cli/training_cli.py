@@ -1,7 +1,6 @@
 """The configuration, objects and subcommands of ``cera train``, on top of Lightning's ``LightningCLI``."""
 
 import signal
-from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -107,7 +106,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--evaluation", type=Evaluation | None, help="Task that `test` evaluates, beside the perplexity."
         )
-        parser.add_argument("--reuse", type=str | None, help=SUPPRESS)  # of `cera study run --reuse`
+        parser.add_argument(
+            "--reuse", type=str | None, help="Directory of runs, of which a finished one with these settings is copied."
+        )
         parser.add_argument("--help-all", action=HelpAll, help="Show Lightning's options, too, and exit.")
         parser.link_arguments("model.base", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)

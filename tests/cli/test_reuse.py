@@ -41,6 +41,11 @@ def test_a_run_with_the_same_settings_is_copied(two_runs, fit, tmp_path) -> None
     assert json.loads((new / "environment.json").read_text())["reused_from"] == str(earlier.path.resolve())
 
 
+def test_a_run_whose_settings_refer_to_each_other_is_copied(two_runs, fit) -> None:
+    _, printed = fit("--checkpoint_every=${fit.trainer.max_steps}")
+    assert f"fit has copied {two_runs / 'cera'}" in printed
+
+
 def test_a_run_with_another_seed_is_trained(two_runs, fit) -> None:
     new, printed = fit("--seed_everything=7")
     assert "has copied" not in printed

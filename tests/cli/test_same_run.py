@@ -127,6 +127,7 @@ FREE = {
     "data.num_workers": 1, "data.max_malformed": 0.5, "data.tokenize_once": "true", "model.max_new_tokens": 3,
     "trainer.limit_test_batches": 1,
     "trainer.limit_predict_batches": 1, "evaluation": "null", "ckpt_path": "last", "weights_only": "true",
+    "reuse": "nowhere",
 }  # fmt: skip
 """Other values of the settings that are free."""
 

@@ -116,13 +116,16 @@ class Summaries:
         finished = sum(run.state == "finished" for run in runs)
         return str(finished) if finished == len(runs) else f"{finished} of {len(runs)}"
 
-    def methods(self, study: str, metrics: Sequence[str], methods: Mapping[str, str] | None = None) -> str:
+    def methods(
+        self, study: str, metrics: Sequence[str], methods: Mapping[str, str] | None = None, reference: str | None = None
+    ) -> str:
         """Return a table of methods at their best rates: a row each, with parameters, rate and metrics.
 
         Args:
             study: Name of the study.
             metrics: Its columns; a method that lacks one, as LoRA has no activation, has a dash there.
             methods: Words by method; all methods by their names by default.
+            reference: A method; a further column has the differences to it in the first metric, paired by seed.
         """
         summary = self.summary(study)
         for metric in metrics:
@@ -135,9 +138,13 @@ class Summaries:
             estimates = [method_mean(summary, method, label, metric) for metric in metrics]
             means = ["-" if estimate is None else _written(estimate) for estimate in estimates]
             size = " or ".join(f"{number:,}" for number in sorted(parameters)) or "-"
+            if reference is not None:
+                first, second = [(name, self._label(summary, name)) for name in (reference, method)]
+                difference = None if method == reference else method_difference(summary, first, second, metrics[0])
+                means.append("-" if difference is None else _written(difference, "+"))
             seeds = len(summary.runs_by_seed(method, label))
             rows.append((words, size, self.rate(study, method) + self._edge(summary, method), str(seeds), *means))
-        headers = ("method", "parameters", "best rate", "n", *metrics)
+        headers = ("method", "parameters", "best rate", "n", *metrics, *([f"less `{reference}`"] if reference else []))
         return markdown_table(headers, rows, ["---", *["---:"] * (len(headers) - 1)])
 
     def effects(self, study: str, factors: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ COMMITTED = ("report.md", "report.png")
 """The files of a study's report that are committed; the others are made from its summary when they are wanted."""
 
 CALLS = (
-    "mean", "difference", "value", "ratio", "rate", "seeds", "runs",
+    "mean", "difference", "lost_difference", "value", "ratio", "rate", "seeds", "runs",
     "methods", "effects", "path", "robustness", "correlations", "correlation_figure", "figure", "profile",
     "repetitions", "verdict", "verdicts",
 )  # fmt: skip
@@ -82,11 +82,30 @@ class Summaries:
         summary = self.summary(study)
         return _written(method_mean(summary, method, self._label(summary, method), metric), with_seeds=True)
 
-    def difference(self, study: str, method: str, reference: str, metric: str) -> str:
-        """Return a method's value less that of the reference, paired by seed, with its 95% interval and the seeds."""
+    def difference(self, study: str, method: str, reference: str, metric: str, reference_study: str = "") -> str:
+        """Return a method's value less that of the reference, paired by seed, with its 95% interval and the seeds.
+
+        Args:
+            study: Name of the study.
+            method: A method.
+            reference: Another one.
+            metric: A value of single runs, not of problems, if the reference is of another study.
+            reference_study: The study of the reference, of the same base and task; the same study by default.
+        """
         summary = self.summary(study)
-        first, second = [(name, self._label(summary, name)) for name in (reference, method)]
-        return _written(method_difference(summary, first, second, metric), "+", with_seeds=True)
+        if reference_study in ("", study):
+            first, second = [(name, self._label(summary, name)) for name in (reference, method)]
+            return _written(method_difference(summary, first, second, metric), "+", with_seeds=True)
+        values, others = self._by_seed(study, method, metric), self._by_seed(reference_study, reference, metric)
+        shared = sorted(values.keys() & others.keys())
+        return _written(from_seeds(student([values[seed] - others[seed] for seed in shared])), "+", with_seeds=True)
+
+    def lost_difference(self, study: str, method: str, reference: str) -> str:
+        """Return what a method loses over the rates, less what the reference does, paired by seed."""
+        lost, others = [loss_over_rates(self.summary(study), name) for name in (method, reference)]
+        shared = sorted(set(lost.seeds) & set(others.seeds))
+        differences = [lost.above_best(seed) - others.above_best(seed) for seed in shared]
+        return _written(from_seeds(student(differences)), "+", with_seeds=True)
 
     def value(self, study: str, run: str, metric: str) -> str:
         """Return what was measured of one run."""
@@ -148,9 +167,13 @@ class Summaries:
         return markdown_table(headers, rows, ["---", *["---:"] * (len(headers) - 1)])
 
     def effects(self, study: str, factors: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> str:
-        """Return a table of main effects and interactions on the logarithms of metrics, one a column."""
+        """Return a table of main effects, and of those interactions that any column tells from zero after Holm.
+
+        Effects are on the logarithms of metrics, one a column.
+        """
         columns = [effects(self.summary(study), factors, metric, log=True) for metric in metrics]
-        return _effects_table("effect", columns, metrics)
+        rows = [row for row in zip(*columns, strict=True) if ", at " not in row[0].name or any(map(_significant, row))]
+        return _effects_table("effect", list(zip(*rows, strict=True)), metrics)
 
     def path(self, study: str, methods: Sequence[str], metrics: Sequence[str]) -> str:
         """Return a table of the steps from one method to another on the logarithms of metrics, one a column."""
@@ -171,8 +194,8 @@ class Summaries:
             means = [student([measure(seed) for seed in lost.seeds]) for measure in (lost.above_best, lost.share_good)]
             cells = [_written(from_seeds(mean)) for mean in means]
             span = f"{len(lost.rates)} from {lost.rates[0]:g} to {lost.rates[-1]:g}"
-            rows.append((words, span, str(len(lost.seeds)), *cells, str(lost.diverged)))
-        headers = ("method", "rates", "n", "nats lost over them", "share of good rates", "runs that diverged")
+            rows.append((words, span, str(len(lost.seeds)), *cells, str(lost.above_base)))
+        headers = ("method", "rates", "n", "nats lost over them", "share of good rates", "runs above the base")
         return markdown_table(headers, rows, ["---", *["---:"] * (len(headers) - 1)])
 
     def correlations(
@@ -294,6 +317,12 @@ class Summaries:
     def _examined(self) -> dict[str, list[Tested]]:
         return examine(read_claims(self.claims), self.results, self.benchmarks)
 
+    def _by_seed(self, study: str, method: str, metric: str) -> dict[str, float]:
+        """Return a metric of a method at its best rate by seed."""
+        summary = self.summary(study)
+        runs = summary.runs_by_seed(method, self._label(summary, method))
+        return {seed: run.values[metric] for seed, run in runs.items()}
+
     @staticmethod
     def _label(summary: Summary, method: str) -> str:
         label = summary.choice(method).value
@@ -324,10 +353,14 @@ def _written(estimate: Estimate | None, sign: str = "", with_seeds: bool = False
     return f"{mean} [{low}, {high}]{seeds}"
 
 
+def _significant(effect: Effect) -> bool:
+    return effect.adjusted is not None and effect.adjusted < 0.05
+
+
 def _effects_table(heading: str, columns: Sequence[Sequence[Effect]], metrics: Sequence[str]) -> str:
     rows = []
     for row in zip(*columns, strict=True):
-        cells = [_written(effect.estimate, "+") + ("*" if (effect.adjusted or 1) < 0.05 else "") for effect in row]
+        cells = [_written(effect.estimate, "+") + ("*" if _significant(effect) else "") for effect in row]
         rows.append((row[0].name, *cells))
     seeds = {str(effect.estimate.seeds) for column in columns for effect in column if effect.estimate}
     return markdown_table(

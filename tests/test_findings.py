@@ -40,6 +40,21 @@ def test_a_difference_has_two_digits_of_its_interval_and_its_seeds(tmp_path) -> 
     assert re.fullmatch(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\] \(n=3\)", written), written
 
 
+def test_a_difference_between_studies_is_that_within_one_where_they_share_the_runs(tmp_path) -> None:
+    """``tunnel_fig3`` has copies of the runs of ``tunnel_fig1``."""
+    within = '{{ difference("tunnel_fig3", "cera-r16", "lora-r16", "held_out_perplexity") }}'
+    between = '{{ difference("tunnel_fig3", "cera-r16", "lora-r16", "held_out_perplexity", "tunnel_fig1") }}'
+    other = '{{ difference("tunnel_fig3", "cera-r16", "lora-r4", "held_out_perplexity", "tunnel_fig1") }}'
+    first, second, third = (render(call, repository(pictures=tmp_path)) for call in (within, between, other))
+    assert first == second != third
+
+
+def test_what_is_lost_over_rates_has_the_other_sign_the_other_way_round(tmp_path) -> None:
+    calls = [f'{{{{ lost_difference("tunnel_fig2", {pair}) }}}}' for pair in ('"lora", "dora"', '"dora", "lora"')]
+    first, second = (render(call, repository(pictures=tmp_path)).partition(" ")[0] for call in calls)
+    assert float(first) == -float(second) != 0
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

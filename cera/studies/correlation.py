@@ -61,7 +61,8 @@ def correlation(
         pattern: The methods that count.
 
     Returns:
-        The estimate, whose ``seeds`` is the number of methods; ``None`` if there are too few for it.
+        The estimate, whose ``seeds`` is the number of methods; ``None`` if there are too few for it, or if a metric has
+        two values alone, which tell two groups apart rather than an order.
 
     Raises:
         ValueError: ``over`` is no such way.
@@ -111,7 +112,7 @@ def _bootstrapped(methods: Sequence[np.ndarray]) -> Estimate | None:
     Args:
         methods: The points of each, (points, 2); methods are resampled with all of their points.
     """
-    if len(methods) < FEWEST:
+    if len(methods) < FEWEST or min(len(np.unique(each)) for each in np.concatenate(methods).T) < 3:
         return None
     generator = np.random.default_rng(0)
     if all(len(points) == 1 for points in methods):

@@ -24,10 +24,12 @@ class LossOverRates:
     Attributes:
         losses: Loss in nats by rate (ascending) and seed; a run that failed or has not ended has none.
         diverged: Number of runs that diverged.
+        above_base: Number of runs that are worse than the base, those that diverged among them.
     """
 
     losses: Mapping[float, Mapping[str, float]]
     diverged: int
+    above_base: int
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -55,13 +57,14 @@ def loss_over_rates(summary: Summary, method: str) -> LossOverRates:
     bases = [run.base_perplexity for run in summary.runs if run.base_perplexity is not None]
     worst = math.log(bases[0]) if bases else math.inf
     losses: dict[float, dict[str, float]] = {}
-    diverged = 0
+    diverged = above_base = 0
     for label, rate in sorted(summary.grid(method).items(), key=lambda item: item[1]):
         by_seed = losses.setdefault(rate, {})
         for seed, run in summary.runs_by_seed(method, label).items():
             diverged += run.state == "diverged"
             known = run.values.get("perplexity") if run.state == "finished" else None
             perplexity = math.inf if run.state == "diverged" else known
+            above_base += perplexity is not None and math.log(perplexity) > worst
             if perplexity is not None and min(math.log(perplexity), worst) < math.inf:
                 by_seed[seed] = min(math.log(perplexity), worst)
-    return LossOverRates(losses, diverged)
+    return LossOverRates(losses, diverged, above_base)

@@ -7,9 +7,9 @@ The interval is the 95% interval of the test's number, less what it is measured 
 - A number within the margin: the claim holds if the interval lies within the margin, does not hold if it lies wholly
   outside, and is undecided otherwise. (This is the test of equivalence by two one-sided tests at 2.5% each.)
 - A number above zero (below is alike): the claim does not hold if the interval lies within the margin, since the
-  difference is then too small to matter; if it lies below zero; or if it lies above zero and wholly below the size that
-  the claim names. It holds if the interval lies above zero otherwise. What rests on an interval that excludes zero
-  also needs Holm's p-value below 0.05, over all such tests of one study. All else is undecided.
+  difference is then too small to matter; if it lies wholly below the size that the claim names; or if it lies below
+  zero. It holds if the interval lies above zero otherwise. What rests on an interval that excludes zero also needs
+  Holm's p-value below 0.05, over all such tests of one study. All else is undecided.
 """
 
 import math
@@ -78,14 +78,14 @@ def decide(test: ClaimTest, estimate: Estimate | None, adjusted: float | None, u
         return Decision("undecided", f"across the edge of the margin; {needed(test, estimate, unit)}")
     if within:
         return Decision("does not hold", "a difference smaller than the margin", adjusted)
+    if test.size is not None and high < test.size:
+        return Decision("does not hold", "falls short of the size", adjusted)
     if low <= 0 <= high:
         return Decision("undecided", f"the interval has zero in it; {needed(test, estimate, unit)}", adjusted)
     if adjusted is None or adjusted >= ALPHA:
         return Decision("undecided", f"not significant after Holm; {needed(test, estimate, unit)}", adjusted)
     if high < 0:
         return Decision("does not hold", "the other direction", adjusted)
-    if test.size is not None and high < test.size:
-        return Decision("does not hold", "the direction holds, the size does not", adjusted)
     return Decision("holds", "the claimed direction" + ("" if test.size is None else " and size"), adjusted)
 
 

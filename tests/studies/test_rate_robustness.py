@@ -38,4 +38,5 @@ def test_nothing_is_worse_than_the_base() -> None:
         lost = loss_over_rates(synthetic([base, second, last]), "lora")
         assert lost.above_best("seed0") == pytest.approx(0.25)
         assert lost.diverged == (last.state == "diverged")
+        assert lost.above_base == 1
     assert loss_over_rates(synthetic([first, second, replace(third, state="diverged")]), "lora").seeds == []

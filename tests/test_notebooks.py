@@ -13,6 +13,9 @@ from scripts.notebooks import execute
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 NAMES = ["01_quickstart", "02_ceiling", "03_spectra", "04_learning_rates", "05_ablations", "06_reasoning"]
 
+LONG = ("03_spectra", "06_reasoning")
+"""Notebooks that take a minute even on a tiny Llama."""
+
 LARGEST = 600_000
 """Maximum size of a notebook with its outputs, in bytes."""
 
@@ -60,7 +63,9 @@ def test_all_notebooks_are_there() -> None:
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG), id=path.stem) for path in NOTEBOOKS]
+)
 def test_a_notebook_runs(path: Path, settings: dict[str, str]) -> None:
     os.environ.update(settings)  # which conftest takes back
     before = path.read_bytes()

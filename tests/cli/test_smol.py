@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from command_line import losses, run
 
 
@@ -19,6 +20,7 @@ def test_smollm2_learns_word_problems(smol, tmp_path):
     assert perplexity[9] < 0.9 * perplexity[0]
 
 
+@pytest.mark.slow
 def test_gsm8k_files_train_through_the_json_lines_path(gsm8k, tmp_path):
     run_dir = train(
         tmp_path,

@@ -368,7 +368,8 @@ def test_a_run_that_diverged_is_counted_by_itself_and_by_the_next(tiny_llama, tm
     assert losses(tmp_path / "good", "lr_robustness/share_within_1_percent") == {7: 0.5}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_with_two_processes_the_first_one_writes(tiny_llama, tmp_path, strategy):
     options = [*STRATEGIES[strategy], "--trainer.devices=2", "--trainer.precision=bf16-true"]
     lr_run(tiny_llama, tmp_path, "a", 0.01, *options)

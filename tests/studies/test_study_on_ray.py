@@ -88,6 +88,7 @@ def resumed_from(run: Path) -> list[int]:
     return [resumed["from_step"] for resumed in recorded.get("resumed", [])]
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_is_killed_is_resumed_from_its_checkpoint(cluster, tiny_llama, tmp_path) -> None:
     twins = {"twin": {name: {"seed_everything": 0} for name in ("disturbed", "undisturbed")}}
     study = paced_study(tiny_llama, tmp_path, twins, 16)

@@ -32,6 +32,15 @@ def drawn(methods: int = 8, seeds: int = 2, number: int = 0) -> Summary:
     return synthetic(runs)
 
 
+def test_two_values_alone_are_no_order() -> None:
+    summary = drawn(seeds=1)
+    for distinct, expected in ((2, False), (3, True)):
+        sizes = {name: 100 + index % distinct for index, name in enumerate(summary.methods)}
+        sized = replace(summary, runs=tuple(replace(each, parameters=sizes[each.method]) for each in summary.runs))
+        found = correlation([sized], ("parameters", "held_out_perplexity"), "across")
+        assert (found is not None) == expected
+
+
 def test_each_way_is_scipys_of_its_points() -> None:
     """Across methods the correlation is negative and within them positive, as in Simpson's paradox."""
     summary = drawn()

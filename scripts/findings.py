@@ -301,9 +301,9 @@ class Summaries:
         save_figure(profile_figure(self.summary(study), metrics, **options), self.pictures / file)
         return f"![{words}](pictures/{file})"
 
-    def verdict(self, claim: str) -> str:
-        """Return the verdict of a claim, over all of its tests that have been run."""
-        tested = self._examined[claim]
+    def verdict(self, claim: str, studies: str = "*") -> str:
+        """Return the verdict of a claim, over its tests that have been run, of studies that match a pattern."""
+        tested = [each for each in self._examined[claim] if fnmatchcase(each.test.study, studies)]
         return together([each.decision.verdict for each in tested if each.evidence is not None])
 
     def verdicts(self) -> dict[str, list[str]]:

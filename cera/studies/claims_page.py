@@ -65,8 +65,9 @@ RULES = """## The rules
 - **Changed when results were known**: the floors, when `tunnel_table2` had shown one, and before `table1`; the CeRAs
   without dropout (`-d0`), which joined `tunnel_ceiling` after its first 80 runs, and without which
   `cera-below-any-lora` is undecided; two seeds beside the three of `tunnel_fig1`, as several of its tests said that
-  five would decide them; and the code, which had not followed the rule of sizes where an interval has zero in it
-  (`er-gap`).
+  five would decide them; rates of `smol_ceiling` between 1e-3 and 1e-2, which joined for CeRA and for LoRA of r=256
+  after a first look, and turned `cera-below-any-lora` there; and the code, which had not followed the rule of sizes
+  where an interval has zero in it (`er-gap`).
 - A slope is that of the metric's logarithm over the logarithm of the rank, by least squares for each seed. Robustness
   is the validation's loss above the best, averaged over the logarithm of the rate; a run that diverged counts as the
   base's loss, and no rate as worse.

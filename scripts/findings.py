@@ -38,7 +38,7 @@ from cera.studies.repetition import largest_difference, repeated_means
 from cera.studies.report import write_report
 from cera.studies.report_figure import figure
 from cera.studies.report_tables import markdown_table
-from cera.studies.selection import student
+from cera.studies.selection import difference, student
 from cera.studies.summary import SUMMARY, Summary
 from cera.studies.verdicts import together
 
@@ -96,16 +96,16 @@ class Summaries:
         if reference_study in ("", study):
             first, second = [(name, self._label(summary, name)) for name in (reference, method)]
             return _written(method_difference(summary, first, second, metric), "+", with_seeds=True)
-        values, others = self._by_seed(study, method, metric), self._by_seed(reference_study, reference, metric)
-        shared = sorted(values.keys() & others.keys())
-        return _written(from_seeds(student([values[seed] - others[seed] for seed in shared])), "+", with_seeds=True)
+        other = self.summary(reference_study)
+        values = summary.results(method, metric)[self._label(summary, method)]
+        others = other.results(reference, metric)[self._label(other, reference)]
+        return _written(from_seeds(difference(others, values)), "+", with_seeds=True)
 
     def lost_difference(self, study: str, method: str, reference: str) -> str:
         """Return what a method loses over the rates, less what the reference does, paired by seed."""
-        lost, others = [loss_over_rates(self.summary(study), name) for name in (method, reference)]
-        shared = sorted(set(lost.seeds) & set(others.seeds))
-        differences = [lost.above_best(seed) - others.above_best(seed) for seed in shared]
-        return _written(from_seeds(student(differences)), "+", with_seeds=True)
+        lost = [loss_over_rates(self.summary(study), name) for name in (reference, method)]
+        first, second = [{seed: each.above_best(seed) for seed in each.seeds} for each in lost]
+        return _written(from_seeds(difference(first, second)), "+", with_seeds=True)
 
     def value(self, study: str, run: str, metric: str) -> str:
         """Return what was measured of one run."""
@@ -158,9 +158,9 @@ class Summaries:
             means = ["-" if estimate is None else _written(estimate) for estimate in estimates]
             size = " or ".join(f"{number:,}" for number in sorted(parameters)) or "-"
             if reference is not None:
-                first, second = [(name, self._label(summary, name)) for name in (reference, method)]
-                difference = None if method == reference else method_difference(summary, first, second, metrics[0])
-                means.append("-" if difference is None else _written(difference, "+"))
+                pair = (reference, self._label(summary, reference)), (method, label)
+                apart = None if method == reference else method_difference(summary, *pair, metrics[0])
+                means.append("-" if apart is None else _written(apart, "+"))
             seeds = len(summary.runs_by_seed(method, label))
             rows.append((words, size, self.rate(study, method) + self._edge(summary, method), str(seeds), *means))
         headers = ("method", "parameters", "best rate", "n", *metrics, *([f"less `{reference}`"] if reference else []))
@@ -172,8 +172,10 @@ class Summaries:
         Effects are on the logarithms of metrics, one a column.
         """
         columns = [effects(self.summary(study), factors, metric, log=True) for metric in metrics]
-        rows = [row for row in zip(*columns, strict=True) if ", at " not in row[0].name or any(map(_significant, row))]
-        return _effects_table("effect", list(zip(*rows, strict=True)), metrics)
+        rows = list(zip(*columns, strict=True))
+        main = sum(len(levels) - 1 for levels in factors.values())  # which come first
+        shown = [*rows[:main], *(row for row in rows[main:] if any(map(_significant, row)))]
+        return _effects_table("effect", list(zip(*shown, strict=True)), metrics)
 
     def path(self, study: str, methods: Sequence[str], metrics: Sequence[str]) -> str:
         """Return a table of the steps from one method to another on the logarithms of metrics, one a column."""
@@ -316,12 +318,6 @@ class Summaries:
     @cached_property
     def _examined(self) -> dict[str, list[Tested]]:
         return examine(read_claims(self.claims), self.results, self.benchmarks)
-
-    def _by_seed(self, study: str, method: str, metric: str) -> dict[str, float]:
-        """Return a metric of a method at its best rate by seed."""
-        summary = self.summary(study)
-        runs = summary.runs_by_seed(method, self._label(summary, method))
-        return {seed: run.values[metric] for seed, run in runs.items()}
 
     @staticmethod
     def _label(summary: Summary, method: str) -> str:

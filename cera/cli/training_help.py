@@ -28,7 +28,10 @@ FIRST_SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Formats an option's first sentence, type and default; no lists of classes, and no options about options."""
+    """Formats an option's first sentence, type and default.
+
+    It leaves out lists of classes, options about options, and ``--reuse``, which is for studies.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "max_help_position": 36})
@@ -46,7 +49,7 @@ class ShortHelp(DefaultHelpFormatter):
         return "VALUE"
 
     def _format_action(self, action: argparse.Action) -> str:
-        if action.dest in ("model", "data", "trainer") or action.dest.endswith(".help"):
+        if action.dest in ("model", "data", "trainer", "reuse") or action.dest.endswith(".help"):
             return ""
         return super()._format_action(action)
 

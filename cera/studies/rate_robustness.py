@@ -64,7 +64,10 @@ def loss_over_rates(summary: Summary, method: str) -> LossOverRates:
             diverged += run.state == "diverged"
             known = run.values.get("perplexity") if run.state == "finished" else None
             perplexity = math.inf if run.state == "diverged" else known
-            above_base += perplexity is not None and math.log(perplexity) > worst
-            if perplexity is not None and min(math.log(perplexity), worst) < math.inf:
-                by_seed[seed] = min(math.log(perplexity), worst)
+            if perplexity is None:
+                continue
+            loss = math.log(perplexity)
+            above_base += loss > worst
+            if min(loss, worst) < math.inf:
+                by_seed[seed] = min(loss, worst)
     return LossOverRates(losses, diverged, above_base)

@@ -10,47 +10,53 @@ from material import prompts
 from servers import Server
 from vllm import SamplingParams
 
+SAMPLING = {"temperature": 1.0, "top_p": 0.95, "ignore_eos": True}
+AT_ONCE = ("--max-num-seqs=4", "--max-num-batched-tokens=16")
+"""Options by which a prompt of ``long_prompts`` is read in several steps."""
 
-def test_the_answer_is_that_of_the_seed(engine: Engine, base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+
+def long_prompts() -> list[list[int]]:
+    """Return four prompts of more than 60 tokens."""
     asked = [prompt * 3 for prompt in prompts(20, seed=11) if len(prompt) > 20][:4]
     assert len(asked) == 4
-    sampling = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 8, "ignore_eos": True}
+    return asked
+
+
+def answer(server: Server, prompt: list[int], seed: int, tokens: int) -> list[int]:
+    """Return the answer of a server's adapter ``silu``, drawn with a seed."""
+    given = {"prompt": prompt, "seed": seed, "max_tokens": tokens, "return_token_ids": True, **SAMPLING}
+    return json.loads(server.post("/v1/completions", model="silu", **given))["choices"][0]["token_ids"]
+
+
+def test_the_answer_is_that_of_the_seed(engine: Engine, base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    asked = long_prompts()
     in_one_step = engine.llm.generate(
         [{"prompt_token_ids": prompt} for prompt in asked],
-        SamplingParams(seed=3, **sampling),
+        SamplingParams(seed=3, max_tokens=8, **SAMPLING),
         lora_request=engine.request(adapters["silu"]),
         use_tqdm=False,
     )
     expected = [list(output.outputs[0].token_ids) for output in in_one_step]
-    options = [f"--adapter=silu={adapters['silu']}", "--max-num-seqs=4", "--max-num-batched-tokens=16"]
-    with Server(base, tmp_path / "log", *options) as server:
+    with Server(base, tmp_path / "log", f"--adapter=silu={adapters['silu']}", *AT_ONCE) as server:
         for seed, same in ((3, True), (4, False)):
-            given = {"model": "silu", "seed": seed, "return_token_ids": True, **sampling}
-            answers = [json.loads(server.post("/v1/completions", prompt=prompt, **given)) for prompt in asked]
-            assert ([answer["choices"][0]["token_ids"] for answer in answers] == expected) is same
+            assert ([answer(server, prompt, seed, 8) for prompt in asked] == expected) is same
 
 
 def test_so_is_that_of_a_request_which_is_preempted_and_read_again(
     base: Path, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    asked = [prompt * 3 for prompt in prompts(20, seed=11) if len(prompt) > 20][:4]
-    options = [f"--adapter=silu={adapters['silu']}", "--max-num-seqs=4", "--max-num-batched-tokens=16"]
+    asked = long_prompts()
     too_few = ["--block-size=32", "--num-gpu-blocks-override=13"]  # for four answers at a time
-    with Server(base, tmp_path / "log", *options, *too_few) as server:
-
-        def answer(prompt: list[int], seed: int = 3) -> list[int]:
-            sampling = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 120, "ignore_eos": True, "seed": seed}
-            given = server.post("/v1/completions", model="silu", prompt=prompt, return_token_ids=True, **sampling)
-            return json.loads(given)["choices"][0]["token_ids"]
+    with Server(base, tmp_path / "log", f"--adapter=silu={adapters['silu']}", *AT_ONCE, *too_few) as server:
 
         def preemptions() -> float:
             (count,) = re.findall(r"^vllm:num_preemptions_total.* (\S+)$", server.get("/metrics"), re.MULTILINE)
             return float(count)
 
-        alone = [answer(prompt) for prompt in asked]
+        alone = [answer(server, prompt, 3, 120) for prompt in asked]
         assert preemptions() == 0
         with ThreadPoolExecutor(4) as pool:
-            together = list(pool.map(answer, asked))
+            together = list(pool.map(lambda prompt: answer(server, prompt, 3, 120), asked))
         assert preemptions() > 0
         assert together == alone
-        assert answer(asked[0], seed=4) != alone[0]
+        assert answer(server, asked[0], 4, 120) != alone[0]
